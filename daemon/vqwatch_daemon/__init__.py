@@ -1,0 +1,1 @@
+"""The separate process: receives, computes, exposes and alerts."""

@@ -1,0 +1,1 @@
+"""vqwatch: the part of the sidecar that a training script imports."""

@@ -1,0 +1,1 @@
+"""Ready-made callbacks for training frameworks."""

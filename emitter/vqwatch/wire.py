@@ -1,0 +1,781 @@
+"""The message vocabulary between a training process and the daemon: dataclasses <-> frames.
+
+>>> frames = encode(Goodbye(Origin("demo", 0, "a1"), seq=7, first=7, time_ns=0, step=41, reason="close"))
+>>> decode(frames).step
+41
+
+A message is ``[header][buffer]*``: a msgpack map, then one raw little-endian C-order buffer for each
+tensor the header names (``WIRE.md`` beside this package describes the format for other languages).
+Knows no socket, no clock, no torch and no numpy; everything that cannot be read is one :class:`WireError`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeAlias
+
+import msgpack
+
+VERSION: Final = 1
+
+MAX_HEADER_BYTES: Final = 64 * 1024
+MAX_TENSORS: Final = 512
+MAX_DIMENSIONS: Final = 8
+MAX_TENSOR_BYTES: Final = 256 * 1024 * 1024
+MAX_MESSAGE_BYTES: Final = 512 * 1024 * 1024
+MAX_CODEBOOK_SIZE: Final = 1 << 20
+MAX_LAYERS: Final = 256
+MAX_RANKS: Final = 1 << 20
+MAX_NAME_LENGTH: Final = 128
+MAX_ENTRIES: Final = 1024
+MAX_INTEGER: Final = (1 << 63) - 1
+
+ITEM_BYTES: Final[Mapping[str, int]] = {
+    "bool": 1, "u8": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8,
+    "f16": 2, "bf16": 2, "f32": 4, "f64": 8,
+}  # fmt: skip
+INTEGER_DTYPES: Final = frozenset({"u8", "i8", "i16", "i32", "i64"})
+FLOAT_DTYPES: Final = frozenset({"f16", "bf16", "f32", "f64"})
+
+CODEBOOK_KINDS: Final = frozenset({"ema", "learned", "frozen", "implicit"})
+CODEBOOK_FIELDS: Final = frozenset({"codebook", "cluster_size", "embedding_sum", "sketch", "latents"})
+EVALUATION_PHASES: Final = frozenset({"begin", "batch", "end", "abandon"})
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Frame: TypeAlias = Any  # bytes going out and bytes or memoryview coming in; anything with the buffer protocol
+
+
+class WireError(ValueError):
+    """A message that cannot be read; ``reason`` is one of :data:`REASONS`, fit for a metric label."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+REASONS: Final = (
+    "frames", "header_size", "header_format", "version", "kind", "field", "dtype", "shape", "buffer_size", "limit",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An array on the wire: ``data`` holds ``prod(shape)`` little-endian items in C order.
+
+    ``dtype`` is one of :data:`ITEM_BYTES`; ``data`` is any object with the buffer protocol.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who speaks: the run's name, the rank in it, and the session (one emitter process's life)."""
+
+    run: str
+    rank: int
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One quantizer of the residual stack, as ``hello`` announces it.
+
+    ``kind`` is one of :data:`CODEBOOK_KINDS`. ``decay`` and the thresholds are None where the family has none:
+    ``threshold`` is the EMA count below which a code is replaced, ``threshold_ratio`` the same as a share of
+    uniform use.
+    """
+
+    name: str
+    kind: str
+    size: int
+    dim: int
+    family: str = ""
+    path: str = ""
+    decay: float | None = None
+    threshold: float | None = None
+    threshold_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A session begins (or introduces itself to a restarted daemon). Must arrive."""
+
+    origin: Origin
+    seq: int
+    first: int
+    time_ns: int
+    world_size: int
+    layers: tuple[Layer, ...]
+    version: str = ""
+    host: str = ""
+    pid: int = 0
+    info: Mapping[str, str] = field(default_factory=dict)
+
+    kind = "hello"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The scalars of one training step on one rank. Must arrive.
+
+    ``residual_energy`` maps a layer to the mean squared norm of what is left *after* it; ``input_energy`` is the
+    mean squared norm of what enters the first layer. ``dropped`` maps "kind:reason" to a running count since the
+    session began; ``every`` maps a kind to its present cadence in steps; ``overhead`` is the emitter's own host
+    time over the step time, a ratio.
+    """
+
+    origin: Origin
+    seq: int
+    first: int
+    time_ns: int
+    step: int
+    losses: Mapping[str, float] = field(default_factory=dict)
+    gradient_norm: float | None = None
+    gradient_norms: Mapping[str, float] = field(default_factory=dict)
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    input_energy: float | None = None
+    residual_energy: Mapping[str, float] = field(default_factory=dict)
+    update_ratio: float | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    every: Mapping[str, int] = field(default_factory=dict)
+    overhead: float | None = None
+
+    kind = "step"
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Which codes one step's vectors were assigned to. Best effort.
+
+    ``indices`` has shape ``[len(layers), ...]``; negative entries are no codes (masked, dropped out). ``mask``, if
+    given, has the shape of ``indices`` without its first axis; where it is false or 0 the entry is no code.
+    Layers whose shapes differ travel as several messages of the same step; ``part`` counts them from 0.
+    """
+
+    origin: Origin
+    seq: int
+    time_ns: int
+    step: int
+    layers: tuple[str, ...]
+    indices: Tensor
+    mask: Tensor | None = None
+    part: int = 0
+
+    kind = "codes"
+
+
+@dataclass(frozen=True, slots=True)
+class Codebooks:
+    """A snapshot of codebooks and EMA buffers after a step. Best effort.
+
+    ``tensors`` maps ``(layer, field)`` to a tensor; fields are :data:`CODEBOOK_FIELDS`: ``codebook`` [K, D] or
+    [H, K, D], ``cluster_size`` [K] or [H, K], ``embedding_sum`` like the codebook, ``sketch`` [S] (a linear sketch of
+    the codebook, sent by every rank, so that ranks can be compared), ``latents`` [n, D] (a sample of the vectors that
+    entered the layer).
+    """
+
+    origin: Origin
+    seq: int
+    time_ns: int
+    step: int
+    tensors: Mapping[tuple[str, str], Tensor]
+
+    kind = "codebooks"
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """A sample of inputs and outputs, ``[B, T, D]`` (or ``[B, D]``) each, and the mask ``[B, T]``. Best effort."""
+
+    origin: Origin
+    seq: int
+    time_ns: int
+    step: int
+    original: Tensor
+    reconstructed: Tensor
+    mask: Tensor | None = None
+
+    kind = "reconstruction"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One part of a full validation pass: its begin, one batch of it, or its end. Must arrive.
+
+    A pass is named by the step at which it ran and ``name``; ``batch`` counts from 0; at the end it holds how many
+    batches were sent. ``layers`` names the first axis of ``codes``. ``scalars`` are values that the trainer computed
+    itself.
+    """
+
+    origin: Origin
+    seq: int
+    first: int
+    time_ns: int
+    step: int
+    phase: str
+    name: str = "validation"
+    batch: int = 0
+    layers: tuple[str, ...] = ()
+    original: Tensor | None = None
+    reconstructed: Tensor | None = None
+    mask: Tensor | None = None
+    codes: Tensor | None = None
+    scalars: Mapping[str, float] = field(default_factory=dict)
+
+    kind = "evaluation"
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """A session ends on purpose. ``sent`` maps a best-effort kind to how many were sent in all. Must arrive."""
+
+    origin: Origin
+    seq: int
+    first: int
+    time_ns: int
+    step: int
+    reason: str
+    sent: Mapping[str, int] = field(default_factory=dict)
+
+    kind = "goodbye"
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The daemon (known by ``daemon``, new at each start) expects must-arrive message ``next`` of this session."""
+
+    session: str
+    daemon: str
+    next: int
+
+    kind = "welcome"
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Every must-arrive message of this session up to and including ``seq`` is safe with the daemon."""
+
+    session: str
+    seq: int
+
+    kind = "ack"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The daemon asks the training to end; ``reason`` names the alert."""
+
+    session: str
+    reason: str
+
+    kind = "stop"
+
+
+Message: TypeAlias = Hello | Step | Codes | Codebooks | Reconstruction | Evaluation | Goodbye | Welcome | Ack | Stop
+MUST_ARRIVE: Final = frozenset({"hello", "step", "evaluation", "goodbye"})
+BEST_EFFORT: Final = frozenset({"codes", "codebooks", "reconstruction"})
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------
+
+
+def encode(message: Message) -> list[Frame]:
+    """Return the frames of a message: the header, then one buffer for each tensor.
+
+    Buffers are passed through, not copied: the caller must not change them before they are sent.
+    Raises :class:`WireError` when the header would be longer than :data:`MAX_HEADER_BYTES`.
+    """
+    header, tensors = _PACKERS[message.kind](message)
+    header["v"] = VERSION
+    header["kind"] = message.kind
+    if tensors:
+        header["tensors"] = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors]
+    try:
+        packed: bytes = msgpack.packb(header)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise WireError("field", f"{message.kind} holds what msgpack cannot pack: {error}") from error
+    if len(packed) > MAX_HEADER_BYTES:
+        raise WireError("header_size", f"{len(packed)} bytes, at most {MAX_HEADER_BYTES}")
+    return [packed, *(tensor.data for _, tensor in tensors)]
+
+
+_Packed: TypeAlias = tuple[dict[str, Any], list[tuple[str, Tensor]]]
+
+
+class _Numbered(Protocol):
+    @property
+    def origin(self) -> Origin: ...
+    @property
+    def seq(self) -> int: ...
+    @property
+    def time_ns(self) -> int: ...
+
+
+def _start(message: _Numbered, **more: Any) -> dict[str, Any]:
+    origin = message.origin
+    return {
+        "run": origin.run,
+        "rank": origin.rank,
+        "session": origin.session,
+        "seq": message.seq,
+        "time_ns": message.time_ns,
+        **more,
+    }
+
+
+def _present(**values: Any) -> dict[str, Any]:
+    """Leave out what is None or empty; the reader has the same defaults."""
+    return {key: value for key, value in values.items() if value is not None and value != {} and value != ()}
+
+
+def _pack_hello(m: Hello) -> _Packed:
+    layers = [
+        _present(
+            name=layer.name, kind=layer.kind, size=layer.size, dim=layer.dim, family=layer.family, path=layer.path,
+            decay=layer.decay, threshold=layer.threshold, threshold_ratio=layer.threshold_ratio,
+        )
+        for layer in m.layers
+    ]  # fmt: skip
+    return _start(
+        m, first=m.first, world_size=m.world_size, layers=layers, version=m.version, host=m.host, pid=m.pid,
+        info=dict(m.info),
+    ), []  # fmt: skip
+
+
+def _pack_step(m: Step) -> _Packed:
+    return _start(
+        m,
+        first=m.first,
+        step=m.step,
+        **_present(
+            losses=m.losses, gradient_norm=m.gradient_norm, gradient_norms=m.gradient_norms,
+            learning_rates=m.learning_rates, input_energy=m.input_energy, residual_energy=m.residual_energy,
+            update_ratio=m.update_ratio, dropped=m.dropped, every=m.every, overhead=m.overhead,
+        ),
+    ), []  # fmt: skip
+
+
+def _named(**tensors: Tensor | None) -> list[tuple[str, Tensor]]:
+    return [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+
+
+def _pack_codes(m: Codes) -> _Packed:
+    return _start(m, step=m.step, layers=m.layers, part=m.part), _named(mask=m.mask, indices=m.indices)
+
+
+def _pack_codebooks(m: Codebooks) -> _Packed:
+    return _start(m, step=m.step), [(f"{layer}/{name}", tensor) for (layer, name), tensor in m.tensors.items()]
+
+
+def _pack_reconstruction(m: Reconstruction) -> _Packed:
+    return _start(m, step=m.step), _named(mask=m.mask, original=m.original, reconstructed=m.reconstructed)
+
+
+def _pack_evaluation(m: Evaluation) -> _Packed:
+    header = _start(
+        m, first=m.first, step=m.step, phase=m.phase, name=m.name, batch=m.batch, layers=m.layers,
+        **_present(scalars=m.scalars),
+    )  # fmt: skip
+    return header, _named(mask=m.mask, codes=m.codes, original=m.original, reconstructed=m.reconstructed)
+
+
+def _pack_goodbye(m: Goodbye) -> _Packed:
+    return _start(m, first=m.first, step=m.step, reason=m.reason, **_present(sent=m.sent)), []
+
+
+def _pack_welcome(m: Welcome) -> _Packed:
+    return {"session": m.session, "daemon": m.daemon, "next": m.next}, []
+
+
+def _pack_ack(m: Ack) -> _Packed:
+    return {"session": m.session, "seq": m.seq}, []
+
+
+def _pack_stop(m: Stop) -> _Packed:
+    return {"session": m.session, "reason": m.reason}, []
+
+
+_PACKERS: Final[Mapping[str, Callable[[Any], _Packed]]] = {
+    "hello": _pack_hello,
+    "step": _pack_step,
+    "codes": _pack_codes,
+    "codebooks": _pack_codebooks,
+    "reconstruction": _pack_reconstruction,
+    "evaluation": _pack_evaluation,
+    "goodbye": _pack_goodbye,
+    "welcome": _pack_welcome,
+    "ack": _pack_ack,
+    "stop": _pack_stop,
+}
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------
+
+
+def decode(frames: Sequence[Frame]) -> Message:
+    """Return the message in these frames; tensors refer to the frames given, nothing is copied.
+
+    Everything is checked before it is believed: sizes before decoding, then version, kind, fields, dtypes, and
+    that each buffer is exactly as long as its shape says. Raises :class:`WireError`. Unknown fields are skipped.
+    """
+    if not 1 <= len(frames) <= MAX_TENSORS + 1:
+        raise WireError("frames", f"{len(frames)} frames, 1 to {MAX_TENSORS + 1} allowed")
+    fields = _Fields(_header(frames[0]))
+    version = fields.integer("v", 0, MAX_INTEGER)
+    if version != VERSION:
+        raise WireError("version", f"{version}, this reader speaks {VERSION}")
+    kind = fields.text("kind")
+    reader = _READERS.get(kind)
+    if reader is None:
+        raise WireError("kind", f"{kind!r} is none of {', '.join(_READERS)}")
+    return reader(fields, _tensors(fields, frames[1:]))
+
+
+def _header(frame: Frame) -> Mapping[object, object]:
+    size = memoryview(frame).nbytes
+    if size > MAX_HEADER_BYTES:
+        raise WireError("header_size", f"{size} bytes, at most {MAX_HEADER_BYTES}")
+    try:
+        header = msgpack.unpackb(frame, strict_map_key=True, raw=False)
+    except Exception as error:  # msgpack raises a dozen unrelated types for malformed input
+        raise WireError("header_format", f"not msgpack: {type(error).__name__}") from error
+    if not isinstance(header, dict):
+        raise WireError("header_format", f"a {type(header).__name__}, expected a map")
+    return header
+
+
+class _Fields:
+    """Reads a header's fields one by one, each with its type and its range."""
+
+    def __init__(self, values: Mapping[object, object]) -> None:
+        self._values = values
+
+    def _fail(self, key: str, expected: str) -> WireError:
+        shown = repr(self._values.get(key, "nothing"))
+        return WireError("field", f"{key}: expected {expected}, got {shown[:80]}")
+
+    def has(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
+    def integer(self, key: str, low: int = 0, high: int = MAX_INTEGER, default: int | None = None) -> int:
+        value = self._values.get(key, default)
+        if type(value) is not int or not low <= value <= high:
+            raise self._fail(key, f"an integer from {low} to {high}")
+        return value
+
+    def number(self, key: str) -> float | None:
+        value = self._values.get(key)
+        if value is None:
+            return None
+        if type(value) not in (int, float):
+            raise self._fail(key, "a number")
+        return float(value)  # type: ignore[arg-type]  # narrowed above; mypy does not follow type()
+
+    def text(self, key: str, default: str | None = None, longest: int = MAX_NAME_LENGTH, empty: bool = False) -> str:
+        value = self._values.get(key, default)
+        if not isinstance(value, str) or len(value) > longest or not (value or empty) or not value.isprintable():
+            raise self._fail(key, f"printable text of at most {longest} characters")
+        return value
+
+    def texts(self, key: str, most: int) -> tuple[str, ...]:
+        value = self._values.get(key, ())
+        if not isinstance(value, (list, tuple)) or len(value) > most:
+            raise self._fail(key, f"a list of at most {most} names")
+        names = tuple(_Fields({key: item}).text(key) for item in value)
+        if len(set(names)) != len(names):
+            raise self._fail(key, "names that differ from each other")
+        return names
+
+    def numbers(self, key: str) -> Mapping[str, float]:
+        return {name: _float(key, value) for name, value in self._entries(key)}
+
+    def counts(self, key: str) -> Mapping[str, int]:
+        return {name: _Fields({key: value}).integer(key) for name, value in self._entries(key)}
+
+    def labels(self, key: str) -> Mapping[str, str]:
+        return {name: _Fields({key: value}).text(key, longest=512, empty=True) for name, value in self._entries(key)}
+
+    def _entries(self, key: str) -> list[tuple[str, object]]:
+        value = self._values.get(key, {})
+        if not isinstance(value, dict) or len(value) > MAX_ENTRIES:
+            raise self._fail(key, f"a map of at most {MAX_ENTRIES} entries")
+        return [(_Fields({key: name}).text(key), item) for name, item in value.items()]
+
+    def maps(self, key: str, most: int) -> list[_Fields]:
+        value = self._values.get(key, [])
+        if not isinstance(value, list) or len(value) > most or not all(isinstance(item, dict) for item in value):
+            raise self._fail(key, f"a list of at most {most} maps")
+        return [_Fields(item) for item in value]
+
+    def raw(self, key: str) -> object:
+        return self._values.get(key)
+
+
+def _float(key: str, value: object) -> float:
+    if type(value) is float or type(value) is int:
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    raise WireError("field", f"{key}: expected numbers, got {value!r:.80}")
+
+
+_Tensors: TypeAlias = dict[str, Tensor]
+
+
+def _tensors(fields: _Fields, buffers: Sequence[Frame]) -> _Tensors:
+    listed = fields.raw("tensors")
+    listed = [] if listed is None else listed
+    if not isinstance(listed, list) or len(listed) != len(buffers):
+        raise WireError("frames", f"{len(buffers)} buffers for a tensor list of another length")
+    tensors: _Tensors = {}
+    total = 0
+    for entry, buffer in zip(listed, buffers, strict=True):
+        name, dtype, shape = _described(entry)
+        count = math.prod(shape)
+        size = memoryview(buffer).nbytes
+        if count * ITEM_BYTES[dtype] != size:
+            raise WireError("buffer_size", f"{name}: {size} bytes for {dtype} {list(shape)}")
+        total += size
+        if size > MAX_TENSOR_BYTES or total > MAX_MESSAGE_BYTES:
+            raise WireError("limit", f"{name}: {size} bytes, {total} in the message")
+        if name in tensors:
+            raise WireError("field", f"tensor {name!r} twice")
+        tensors[name] = Tensor(dtype, shape, buffer)
+    return tensors
+
+
+def _described(entry: object) -> tuple[str, str, tuple[int, ...]]:
+    if not isinstance(entry, list) or len(entry) != 3:
+        raise WireError("field", "a tensor is described by [name, dtype, shape]")
+    name, dtype, shape = entry
+    name = _Fields({"name": name}).text("name", longest=2 * MAX_NAME_LENGTH)
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise WireError("dtype", f"{name}: {dtype!r:.40} is none of {', '.join(ITEM_BYTES)}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise WireError("shape", f"{name}: at most {MAX_DIMENSIONS} dimensions")
+    if not all(type(size) is int and 0 <= size <= MAX_TENSOR_BYTES for size in shape):
+        raise WireError("shape", f"{name}: every dimension is an integer from 0 to {MAX_TENSOR_BYTES}")
+    return name, dtype, tuple(shape)
+
+
+def _tensor(
+    tensors: _Tensors, name: str, dtypes: frozenset[str], lowest: int, highest: int, required: bool = True
+) -> Tensor | None:
+    tensor = tensors.get(name)
+    if tensor is None:
+        if required:
+            raise WireError("field", f"tensor {name!r} is missing")
+        return None
+    if tensor.dtype not in dtypes:
+        raise WireError("dtype", f"{name}: {tensor.dtype} is none of {', '.join(sorted(dtypes))}")
+    if not lowest <= len(tensor.shape) <= highest:
+        raise WireError("shape", f"{name}: {len(tensor.shape)} dimensions, {lowest} to {highest} allowed")
+    return tensor
+
+
+_MASK_DTYPES: Final = INTEGER_DTYPES | FLOAT_DTYPES | {"bool"}
+
+
+def _numbered(fields: _Fields) -> dict[str, Any]:
+    return {
+        "origin": Origin(fields.text("run"), fields.integer("rank", 0, MAX_RANKS - 1), fields.text("session")),
+        "seq": fields.integer("seq"),
+        "time_ns": fields.integer("time_ns"),
+    }
+
+
+def _must_arrive(fields: _Fields) -> dict[str, Any]:
+    values = _numbered(fields)
+    values["first"] = fields.integer("first", 0, values["seq"])
+    return values
+
+
+def _read_hello(fields: _Fields, tensors: _Tensors) -> Hello:
+    layers = tuple(_read_layer(item) for item in fields.maps("layers", MAX_LAYERS))
+    if len({layer.name for layer in layers}) != len(layers):
+        raise WireError("field", "layers: two of one name")
+    return Hello(
+        **_must_arrive(fields),
+        world_size=fields.integer("world_size", 1, MAX_RANKS),
+        layers=layers,
+        version=fields.text("version", "", empty=True),
+        host=fields.text("host", "", longest=255, empty=True),
+        pid=fields.integer("pid", default=0),
+        info=fields.labels("info"),
+    )
+
+
+def _read_layer(fields: _Fields) -> Layer:
+    kind = fields.text("kind")
+    if kind not in CODEBOOK_KINDS:
+        raise WireError("field", f"codebook kind {kind!r} is none of {', '.join(sorted(CODEBOOK_KINDS))}")
+    return Layer(
+        name=fields.text("name"),
+        kind=kind,
+        size=fields.integer("size", 1, MAX_CODEBOOK_SIZE),
+        dim=fields.integer("dim", 0, MAX_TENSOR_BYTES),
+        family=fields.text("family", "", empty=True),
+        path=fields.text("path", "", longest=512, empty=True),
+        decay=fields.number("decay"),
+        threshold=fields.number("threshold"),
+        threshold_ratio=fields.number("threshold_ratio"),
+    )
+
+
+def _read_step(fields: _Fields, tensors: _Tensors) -> Step:
+    return Step(
+        **_must_arrive(fields),
+        step=fields.integer("step"),
+        losses=fields.numbers("losses"),
+        gradient_norm=fields.number("gradient_norm"),
+        gradient_norms=fields.numbers("gradient_norms"),
+        learning_rates=fields.numbers("learning_rates"),
+        input_energy=fields.number("input_energy"),
+        residual_energy=fields.numbers("residual_energy"),
+        update_ratio=fields.number("update_ratio"),
+        dropped=fields.counts("dropped"),
+        every=fields.counts("every"),
+        overhead=fields.number("overhead"),
+    )
+
+
+def _read_codes(fields: _Fields, tensors: _Tensors) -> Codes:
+    layers = fields.texts("layers", MAX_LAYERS)
+    indices = _tensor(tensors, "indices", INTEGER_DTYPES, 1, MAX_DIMENSIONS)
+    mask = _tensor(tensors, "mask", _MASK_DTYPES, 0, MAX_DIMENSIONS, required=False)
+    assert indices is not None
+    if not layers or indices.shape[0] != len(layers):
+        raise WireError("shape", f"indices: {indices.shape[0]} rows for {len(layers)} layers")
+    if mask is not None and mask.shape != indices.shape[1:]:
+        raise WireError("shape", f"mask: {list(mask.shape)} beside indices {list(indices.shape)}")
+    return Codes(
+        **_numbered(fields),
+        step=fields.integer("step"),
+        layers=layers,
+        indices=indices,
+        mask=mask,
+        part=fields.integer("part", 0, MAX_LAYERS, default=0),
+    )
+
+
+def _read_codebooks(fields: _Fields, tensors: _Tensors) -> Codebooks:
+    named: dict[tuple[str, str], Tensor] = {}
+    for name, tensor in tensors.items():
+        layer, _, part = name.rpartition("/")
+        if not layer or len(layer) > MAX_NAME_LENGTH or part not in CODEBOOK_FIELDS:
+            raise WireError("field", f"tensor {name!r:.80}: expected LAYER/FIELD, FIELD one of {sorted(CODEBOOK_FIELDS)}")
+        if tensor.dtype not in FLOAT_DTYPES and tensor.dtype not in INTEGER_DTYPES:
+            raise WireError("dtype", f"{name}: {tensor.dtype} holds no numbers")
+        _check_codebook_shape(name, part, tensor.shape)
+        named[layer, part] = tensor
+    if not named:
+        raise WireError("field", "a codebook snapshot without tensors")
+    for (layer, part), tensor in named.items():
+        if part != "cluster_size" or (book := named.get((layer, "codebook"))) is None:
+            continue
+        if tensor.shape != book.shape[:-1]:
+            raise WireError("shape", f"{layer}: cluster_size {list(tensor.shape)} beside codebook {list(book.shape)}")
+    return Codebooks(**_numbered(fields), step=fields.integer("step"), tensors=named)
+
+
+_CODEBOOK_DIMENSIONS: Final = {
+    "codebook": (2, 3), "embedding_sum": (2, 3), "cluster_size": (1, 2), "sketch": (1, 1), "latents": (2, 2),
+}  # fmt: skip
+
+
+def _check_codebook_shape(name: str, part: str, shape: tuple[int, ...]) -> None:
+    low, high = _CODEBOOK_DIMENSIONS[part]
+    if not low <= len(shape) <= high:
+        raise WireError("shape", f"{name}: {len(shape)} dimensions, {low} to {high} allowed")
+    codes = shape[-2] if part in ("codebook", "embedding_sum") else shape[-1] if part == "cluster_size" else 1
+    if not 1 <= codes <= MAX_CODEBOOK_SIZE:
+        raise WireError("limit", f"{name}: {codes} codes, 1 to {MAX_CODEBOOK_SIZE} allowed")
+
+
+def _check_pair(original: Tensor | None, reconstructed: Tensor | None, mask: Tensor | None) -> None:
+    if original is not None and reconstructed is not None and original.shape != reconstructed.shape:
+        raise WireError("shape", f"original {list(original.shape)} beside {list(reconstructed.shape)}")
+    if original is not None and mask is not None and mask.shape != original.shape[: len(mask.shape)]:
+        raise WireError("shape", f"mask {list(mask.shape)} beside original {list(original.shape)}")
+
+
+def _read_reconstruction(fields: _Fields, tensors: _Tensors) -> Reconstruction:
+    original = _tensor(tensors, "original", FLOAT_DTYPES, 2, 4)
+    reconstructed = _tensor(tensors, "reconstructed", FLOAT_DTYPES, 2, 4)
+    mask = _tensor(tensors, "mask", _MASK_DTYPES, 1, 3, required=False)
+    assert original is not None
+    assert reconstructed is not None
+    _check_pair(original, reconstructed, mask)
+    return Reconstruction(
+        **_numbered(fields), step=fields.integer("step"), original=original, reconstructed=reconstructed, mask=mask
+    )
+
+
+def _read_evaluation(fields: _Fields, tensors: _Tensors) -> Evaluation:
+    phase = fields.text("phase")
+    if phase not in EVALUATION_PHASES:
+        raise WireError("field", f"phase {phase!r} is none of {', '.join(sorted(EVALUATION_PHASES))}")
+    layers = fields.texts("layers", MAX_LAYERS)
+    original = _tensor(tensors, "original", FLOAT_DTYPES, 2, 4, required=False)
+    reconstructed = _tensor(tensors, "reconstructed", FLOAT_DTYPES, 2, 4, required=False)
+    mask = _tensor(tensors, "mask", _MASK_DTYPES, 1, 3, required=False)
+    codes = _tensor(tensors, "codes", INTEGER_DTYPES, 1, MAX_DIMENSIONS, required=False)
+    if (original is None) != (reconstructed is None):
+        raise WireError("field", "original and reconstructed come together")
+    _check_pair(original, reconstructed, mask)
+    if codes is not None and codes.shape[0] != len(layers):
+        raise WireError("shape", f"codes: {codes.shape[0]} rows for {len(layers)} layers")
+    return Evaluation(
+        **_must_arrive(fields),
+        step=fields.integer("step"),
+        phase=phase,
+        name=fields.text("name", "validation"),
+        batch=fields.integer("batch", default=0),
+        layers=layers,
+        original=original,
+        reconstructed=reconstructed,
+        mask=mask,
+        codes=codes,
+        scalars=fields.numbers("scalars"),
+    )
+
+
+def _read_goodbye(fields: _Fields, tensors: _Tensors) -> Goodbye:
+    return Goodbye(
+        **_must_arrive(fields),
+        step=fields.integer("step"),
+        reason=fields.text("reason", "", longest=512, empty=True),
+        sent=fields.counts("sent"),
+    )
+
+
+def _read_welcome(fields: _Fields, tensors: _Tensors) -> Welcome:
+    return Welcome(fields.text("session"), fields.text("daemon"), fields.integer("next"))
+
+
+def _read_ack(fields: _Fields, tensors: _Tensors) -> Ack:
+    return Ack(fields.text("session"), fields.integer("seq"))
+
+
+def _read_stop(fields: _Fields, tensors: _Tensors) -> Stop:
+    return Stop(fields.text("session"), fields.text("reason", "", longest=512, empty=True))
+
+
+_READERS: Final[Mapping[str, Callable[[_Fields, _Tensors], Message]]] = {
+    "hello": _read_hello,
+    "step": _read_step,
+    "codes": _read_codes,
+    "codebooks": _read_codebooks,
+    "reconstruction": _read_reconstruction,
+    "evaluation": _read_evaluation,
+    "goodbye": _read_goodbye,
+    "welcome": _read_welcome,
+    "ack": _read_ack,
+    "stop": _read_stop,
+}

@@ -1,0 +1,1 @@
+"""Alert rules: the model, the engine, the shipped pack."""
