@@ -1,420 +1,49 @@
-"""The message vocabulary between a training process and the daemon: dataclasses <-> frames.
-
->>> frames = encode(Goodbye(Origin("demo", 0, "a1"), seq=7, first=7, time_ns=0, step=41, reason="close"))
->>> decode(frames).step
-41
-
-A message is ``[header][buffer]*``: a msgpack map, then one raw little-endian C-order buffer for each
-tensor the header names (``WIRE.md`` beside this package describes the format for other languages).
-Knows no socket, no clock, no torch and no numpy; everything that cannot be read is one :class:`WireError`.
-"""
+"""Frames to messages: everything is checked before it is believed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgpack
 
-VERSION: Final = 1
-
-MAX_HEADER_BYTES: Final = 64 * 1024
-MAX_TENSORS: Final = 512
-MAX_DIMENSIONS: Final = 8
-MAX_TENSOR_BYTES: Final = 256 * 1024 * 1024
-MAX_MESSAGE_BYTES: Final = 512 * 1024 * 1024
-MAX_CODEBOOK_SIZE: Final = 1 << 20
-MAX_LAYERS: Final = 256
-MAX_RANKS: Final = 1 << 20
-MAX_NAME_LENGTH: Final = 128
-MAX_ENTRIES: Final = 1024
-MAX_INTEGER: Final = (1 << 63) - 1
-
-ITEM_BYTES: Final[Mapping[str, int]] = {
-    "bool": 1, "u8": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8,
-    "f16": 2, "bf16": 2, "f32": 4, "f64": 8,
-}  # fmt: skip
-INTEGER_DTYPES: Final = frozenset({"u8", "i8", "i16", "i32", "i64"})
-FLOAT_DTYPES: Final = frozenset({"f16", "bf16", "f32", "f64"})
-
-CODEBOOK_KINDS: Final = frozenset({"ema", "learned", "frozen", "implicit"})
-CODEBOOK_FIELDS: Final = frozenset({"codebook", "cluster_size", "embedding_sum", "sketch", "latents"})
-EVALUATION_PHASES: Final = frozenset({"begin", "batch", "end", "abandon"})
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
-Frame: TypeAlias = Any  # bytes going out and bytes or memoryview coming in; anything with the buffer protocol
-
-
-class WireError(ValueError):
-    """A message that cannot be read; ``reason`` is one of :data:`REASONS`, fit for a metric label."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-
-
-REASONS: Final = (
-    "frames", "header_size", "header_format", "version", "kind", "field", "dtype", "shape", "buffer_size", "limit",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """An array on the wire: ``data`` holds ``prod(shape)`` little-endian items in C order.
-
-    ``dtype`` is one of :data:`ITEM_BYTES`; ``data`` is any object with the buffer protocol.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: Frame
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Who speaks: the run's name, the rank in it, and the session (one emitter process's life)."""
-
-    run: str
-    rank: int
-    session: str
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One quantizer of the residual stack, as ``hello`` announces it.
-
-    ``kind`` is one of :data:`CODEBOOK_KINDS`. ``decay`` and the thresholds are None where the family has none:
-    ``threshold`` is the EMA count below which a code is replaced, ``threshold_ratio`` the same as a share of
-    uniform use.
-    """
-
-    name: str
-    kind: str
-    size: int
-    dim: int
-    family: str = ""
-    path: str = ""
-    decay: float | None = None
-    threshold: float | None = None
-    threshold_ratio: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """A session begins (or introduces itself to a restarted daemon). Must arrive."""
-
-    origin: Origin
-    seq: int
-    first: int
-    time_ns: int
-    world_size: int
-    layers: tuple[Layer, ...]
-    version: str = ""
-    host: str = ""
-    pid: int = 0
-    info: Mapping[str, str] = field(default_factory=dict)
-
-    kind = "hello"
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The scalars of one training step on one rank. Must arrive.
-
-    ``residual_energy`` maps a layer to the mean squared norm of what is left *after* it; ``input_energy`` is the
-    mean squared norm of what enters the first layer. ``dropped`` maps "kind:reason" to a running count since the
-    session began; ``every`` maps a kind to its present cadence in steps; ``overhead`` is the emitter's own host
-    time over the step time, a ratio.
-    """
-
-    origin: Origin
-    seq: int
-    first: int
-    time_ns: int
-    step: int
-    losses: Mapping[str, float] = field(default_factory=dict)
-    gradient_norm: float | None = None
-    gradient_norms: Mapping[str, float] = field(default_factory=dict)
-    learning_rates: Mapping[str, float] = field(default_factory=dict)
-    input_energy: float | None = None
-    residual_energy: Mapping[str, float] = field(default_factory=dict)
-    update_ratio: float | None = None
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    every: Mapping[str, int] = field(default_factory=dict)
-    overhead: float | None = None
-
-    kind = "step"
-
-
-@dataclass(frozen=True, slots=True)
-class Codes:
-    """Which codes one step's vectors were assigned to. Best effort.
-
-    ``indices`` has shape ``[len(layers), ...]``; negative entries are no codes (masked, dropped out). ``mask``, if
-    given, has the shape of ``indices`` without its first axis; where it is false or 0 the entry is no code.
-    Layers whose shapes differ travel as several messages of the same step; ``part`` counts them from 0.
-    """
-
-    origin: Origin
-    seq: int
-    time_ns: int
-    step: int
-    layers: tuple[str, ...]
-    indices: Tensor
-    mask: Tensor | None = None
-    part: int = 0
-
-    kind = "codes"
-
-
-@dataclass(frozen=True, slots=True)
-class Codebooks:
-    """A snapshot of codebooks and EMA buffers after a step. Best effort.
-
-    ``tensors`` maps ``(layer, field)`` to a tensor; fields are :data:`CODEBOOK_FIELDS`: ``codebook`` [K, D] or
-    [H, K, D], ``cluster_size`` [K] or [H, K], ``embedding_sum`` like the codebook, ``sketch`` [S] (a linear sketch of
-    the codebook, sent by every rank, so that ranks can be compared), ``latents`` [n, D] (a sample of the vectors that
-    entered the layer).
-    """
-
-    origin: Origin
-    seq: int
-    time_ns: int
-    step: int
-    tensors: Mapping[tuple[str, str], Tensor]
-
-    kind = "codebooks"
-
-
-@dataclass(frozen=True, slots=True)
-class Reconstruction:
-    """A sample of inputs and outputs, ``[B, T, D]`` (or ``[B, D]``) each, and the mask ``[B, T]``. Best effort."""
-
-    origin: Origin
-    seq: int
-    time_ns: int
-    step: int
-    original: Tensor
-    reconstructed: Tensor
-    mask: Tensor | None = None
-
-    kind = "reconstruction"
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """One part of a full validation pass: its begin, one batch of it, or its end. Must arrive.
-
-    A pass is named by the step at which it ran and ``name``; ``batch`` counts from 0; at the end it holds how many
-    batches were sent. ``layers`` names the first axis of ``codes``. ``scalars`` are values that the trainer computed
-    itself.
-    """
-
-    origin: Origin
-    seq: int
-    first: int
-    time_ns: int
-    step: int
-    phase: str
-    name: str = "validation"
-    batch: int = 0
-    layers: tuple[str, ...] = ()
-    original: Tensor | None = None
-    reconstructed: Tensor | None = None
-    mask: Tensor | None = None
-    codes: Tensor | None = None
-    scalars: Mapping[str, float] = field(default_factory=dict)
-
-    kind = "evaluation"
-
-
-@dataclass(frozen=True, slots=True)
-class Goodbye:
-    """A session ends on purpose. ``sent`` maps a best-effort kind to how many were sent in all. Must arrive."""
-
-    origin: Origin
-    seq: int
-    first: int
-    time_ns: int
-    step: int
-    reason: str
-    sent: Mapping[str, int] = field(default_factory=dict)
-
-    kind = "goodbye"
-
-
-@dataclass(frozen=True, slots=True)
-class Welcome:
-    """The daemon (known by ``daemon``, new at each start) expects must-arrive message ``next`` of this session."""
-
-    session: str
-    daemon: str
-    next: int
-
-    kind = "welcome"
-
-
-@dataclass(frozen=True, slots=True)
-class Ack:
-    """Every must-arrive message of this session up to and including ``seq`` is safe with the daemon."""
-
-    session: str
-    seq: int
-
-    kind = "ack"
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """The daemon asks the training to end; ``reason`` names the alert."""
-
-    session: str
-    reason: str
-
-    kind = "stop"
-
-
-Message: TypeAlias = Hello | Step | Codes | Codebooks | Reconstruction | Evaluation | Goodbye | Welcome | Ack | Stop
-MUST_ARRIVE: Final = frozenset({"hello", "step", "evaluation", "goodbye"})
-BEST_EFFORT: Final = frozenset({"codes", "codebooks", "reconstruction"})
-
-
-# --- encoding ---------------------------------------------------------------------------------------------------
-
-
-def encode(message: Message) -> list[Frame]:
-    """Return the frames of a message: the header, then one buffer for each tensor.
-
-    Buffers are passed through, not copied: the caller must not change them before they are sent.
-    Raises :class:`WireError` when the header would be longer than :data:`MAX_HEADER_BYTES`.
-    """
-    header, tensors = _PACKERS[message.kind](message)
-    header["v"] = VERSION
-    header["kind"] = message.kind
-    if tensors:
-        header["tensors"] = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors]
-    try:
-        packed: bytes = msgpack.packb(header)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise WireError("field", f"{message.kind} holds what msgpack cannot pack: {error}") from error
-    if len(packed) > MAX_HEADER_BYTES:
-        raise WireError("header_size", f"{len(packed)} bytes, at most {MAX_HEADER_BYTES}")
-    return [packed, *(tensor.data for _, tensor in tensors)]
-
-
-_Packed: TypeAlias = tuple[dict[str, Any], list[tuple[str, Tensor]]]
-
-
-class _Numbered(Protocol):
-    @property
-    def origin(self) -> Origin: ...
-    @property
-    def seq(self) -> int: ...
-    @property
-    def time_ns(self) -> int: ...
-
-
-def _start(message: _Numbered, **more: Any) -> dict[str, Any]:
-    origin = message.origin
-    return {
-        "run": origin.run,
-        "rank": origin.rank,
-        "session": origin.session,
-        "seq": message.seq,
-        "time_ns": message.time_ns,
-        **more,
-    }
-
-
-def _present(**values: Any) -> dict[str, Any]:
-    """Leave out what is None or empty; the reader has the same defaults."""
-    return {key: value for key, value in values.items() if value is not None and value != {} and value != ()}
-
-
-def _pack_hello(m: Hello) -> _Packed:
-    layers = [
-        _present(
-            name=layer.name, kind=layer.kind, size=layer.size, dim=layer.dim, family=layer.family, path=layer.path,
-            decay=layer.decay, threshold=layer.threshold, threshold_ratio=layer.threshold_ratio,
-        )
-        for layer in m.layers
-    ]  # fmt: skip
-    return _start(
-        m, first=m.first, world_size=m.world_size, layers=layers, version=m.version, host=m.host, pid=m.pid,
-        info=dict(m.info),
-    ), []  # fmt: skip
-
-
-def _pack_step(m: Step) -> _Packed:
-    return _start(
-        m,
-        first=m.first,
-        step=m.step,
-        **_present(
-            losses=m.losses, gradient_norm=m.gradient_norm, gradient_norms=m.gradient_norms,
-            learning_rates=m.learning_rates, input_energy=m.input_energy, residual_energy=m.residual_energy,
-            update_ratio=m.update_ratio, dropped=m.dropped, every=m.every, overhead=m.overhead,
-        ),
-    ), []  # fmt: skip
-
-
-def _named(**tensors: Tensor | None) -> list[tuple[str, Tensor]]:
-    return [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
-
-
-def _pack_codes(m: Codes) -> _Packed:
-    return _start(m, step=m.step, layers=m.layers, part=m.part), _named(mask=m.mask, indices=m.indices)
-
-
-def _pack_codebooks(m: Codebooks) -> _Packed:
-    return _start(m, step=m.step), [(f"{layer}/{name}", tensor) for (layer, name), tensor in m.tensors.items()]
-
-
-def _pack_reconstruction(m: Reconstruction) -> _Packed:
-    return _start(m, step=m.step), _named(mask=m.mask, original=m.original, reconstructed=m.reconstructed)
-
-
-def _pack_evaluation(m: Evaluation) -> _Packed:
-    header = _start(
-        m, first=m.first, step=m.step, phase=m.phase, name=m.name, batch=m.batch, layers=m.layers,
-        **_present(scalars=m.scalars),
-    )  # fmt: skip
-    return header, _named(mask=m.mask, codes=m.codes, original=m.original, reconstructed=m.reconstructed)
-
-
-def _pack_goodbye(m: Goodbye) -> _Packed:
-    return _start(m, first=m.first, step=m.step, reason=m.reason, **_present(sent=m.sent)), []
-
-
-def _pack_welcome(m: Welcome) -> _Packed:
-    return {"session": m.session, "daemon": m.daemon, "next": m.next}, []
-
-
-def _pack_ack(m: Ack) -> _Packed:
-    return {"session": m.session, "seq": m.seq}, []
-
-
-def _pack_stop(m: Stop) -> _Packed:
-    return {"session": m.session, "reason": m.reason}, []
-
-
-_PACKERS: Final[Mapping[str, Callable[[Any], _Packed]]] = {
-    "hello": _pack_hello,
-    "step": _pack_step,
-    "codes": _pack_codes,
-    "codebooks": _pack_codebooks,
-    "reconstruction": _pack_reconstruction,
-    "evaluation": _pack_evaluation,
-    "goodbye": _pack_goodbye,
-    "welcome": _pack_welcome,
-    "ack": _pack_ack,
-    "stop": _pack_stop,
-}
-
-
-# --- decoding ---------------------------------------------------------------------------------------------------
+from .messages import (
+    CODEBOOK_FIELDS,
+    CODEBOOK_KINDS,
+    EVALUATION_PHASES,
+    FLOAT_DTYPES,
+    INTEGER_DTYPES,
+    ITEM_BYTES,
+    MAX_CODEBOOK_SIZE,
+    MAX_DIMENSIONS,
+    MAX_ENTRIES,
+    MAX_HEADER_BYTES,
+    MAX_INTEGER,
+    MAX_LAYERS,
+    MAX_MESSAGE_BYTES,
+    MAX_NAME_LENGTH,
+    MAX_RANKS,
+    MAX_TENSOR_BYTES,
+    MAX_TENSORS,
+    VERSION,
+    Ack,
+    Codebooks,
+    Codes,
+    Evaluation,
+    Frame,
+    Goodbye,
+    Hello,
+    Layer,
+    Message,
+    Origin,
+    Reconstruction,
+    Step,
+    Stop,
+    Tensor,
+    Welcome,
+    WireError,
+)
 
 
 def decode(frames: Sequence[Frame]) -> Message:
@@ -592,11 +221,11 @@ def _numbered(fields: _Fields) -> dict[str, Any]:
 
 def _must_arrive(fields: _Fields) -> dict[str, Any]:
     values = _numbered(fields)
-    values["first"] = fields.integer("first", 0, values["seq"])
+    values["first"] = fields.integer("first")
     return values
 
 
-def _read_hello(fields: _Fields, tensors: _Tensors) -> Hello:
+def _read_hello(fields: _Fields, _: _Tensors) -> Hello:
     layers = tuple(_read_layer(item) for item in fields.maps("layers", MAX_LAYERS))
     if len({layer.name for layer in layers}) != len(layers):
         raise WireError("field", "layers: two of one name")
@@ -628,7 +257,7 @@ def _read_layer(fields: _Fields) -> Layer:
     )
 
 
-def _read_step(fields: _Fields, tensors: _Tensors) -> Step:
+def _read_step(fields: _Fields, _: _Tensors) -> Step:
     return Step(
         **_must_arrive(fields),
         step=fields.integer("step"),
@@ -669,7 +298,7 @@ def _read_codebooks(fields: _Fields, tensors: _Tensors) -> Codebooks:
     for name, tensor in tensors.items():
         layer, _, part = name.rpartition("/")
         if not layer or len(layer) > MAX_NAME_LENGTH or part not in CODEBOOK_FIELDS:
-            raise WireError("field", f"tensor {name!r:.80}: expected LAYER/FIELD, FIELD one of {sorted(CODEBOOK_FIELDS)}")
+            raise WireError("field", f"tensor {name!r:.80}: expected LAYER/ and one of {sorted(CODEBOOK_FIELDS)}")
         if tensor.dtype not in FLOAT_DTYPES and tensor.dtype not in INTEGER_DTYPES:
             raise WireError("dtype", f"{name}: {tensor.dtype} holds no numbers")
         _check_codebook_shape(name, part, tensor.shape)
@@ -746,7 +375,7 @@ def _read_evaluation(fields: _Fields, tensors: _Tensors) -> Evaluation:
     )
 
 
-def _read_goodbye(fields: _Fields, tensors: _Tensors) -> Goodbye:
+def _read_goodbye(fields: _Fields, _: _Tensors) -> Goodbye:
     return Goodbye(
         **_must_arrive(fields),
         step=fields.integer("step"),
@@ -755,15 +384,15 @@ def _read_goodbye(fields: _Fields, tensors: _Tensors) -> Goodbye:
     )
 
 
-def _read_welcome(fields: _Fields, tensors: _Tensors) -> Welcome:
+def _read_welcome(fields: _Fields, _: _Tensors) -> Welcome:
     return Welcome(fields.text("session"), fields.text("daemon"), fields.integer("next"))
 
 
-def _read_ack(fields: _Fields, tensors: _Tensors) -> Ack:
+def _read_ack(fields: _Fields, _: _Tensors) -> Ack:
     return Ack(fields.text("session"), fields.integer("seq"))
 
 
-def _read_stop(fields: _Fields, tensors: _Tensors) -> Stop:
+def _read_stop(fields: _Fields, _: _Tensors) -> Stop:
     return Stop(fields.text("session"), fields.text("reason", "", longest=512, empty=True))
 
 
