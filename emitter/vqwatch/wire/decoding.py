@@ -290,6 +290,7 @@ def _read_codes(fields: _Fields, tensors: _Tensors) -> Codes:
         indices=indices,
         mask=mask,
         part=fields.integer("part", 0, MAX_LAYERS, default=0),
+        parts=fields.integer("parts", 1, MAX_LAYERS, default=1),
     )
 
 

@@ -109,7 +109,7 @@ def _named(**tensors: Tensor | None) -> list[tuple[str, Tensor]]:
 
 
 def _pack_codes(m: Codes) -> _Packed:
-    return _start(m, step=m.step, layers=m.layers, part=m.part), _named(mask=m.mask, indices=m.indices)
+    return _start(m, step=m.step, layers=m.layers, part=m.part, parts=m.parts), _named(mask=m.mask, indices=m.indices)
 
 
 def _pack_codebooks(m: Codebooks) -> _Packed:

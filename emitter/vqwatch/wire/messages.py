@@ -145,7 +145,7 @@ class Codes:
 
     ``indices`` has shape ``[len(layers), ...]``; negative entries are no codes (masked, dropped out). ``mask``, if
     given, has the shape of ``indices`` without its first axis; where it is false or 0 the entry is no code.
-    Layers whose shapes differ travel as several messages of the same step; ``part`` counts them from 0.
+    Layers whose shapes differ travel as several messages of the same step: this one is ``part`` of ``parts``, from 0.
     """
 
     origin: Origin
@@ -156,6 +156,7 @@ class Codes:
     indices: Tensor
     mask: Tensor | None = None
     part: int = 0
+    parts: int = 1
 
     kind = "codes"
 

@@ -1,0 +1,214 @@
+"""Who takes part in a run: which ranks are there, how far they are, what their emitters dropped."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Final
+
+from vqwatch.wire import Goodbye, Hello, Step
+
+from ..readings import Readings, one
+
+STEP_TIMES_KEPT: Final = 128
+STEP_TIMES_NEEDED: Final = 20
+"""Intervals between steps that must be known before a run can be called slow or stalled."""
+
+
+@dataclass(slots=True)
+class Rank:
+    """One rank: its present session, its latest step and message, and the counters its emitter reported."""
+
+    session: str
+    first_step: int | None = None
+    step: int = -1
+    seen_at: float = 0.0
+    lost: int = 0
+    overhead: float | None = None
+    dropped: dict[tuple[str, str], int] = field(default_factory=dict)
+    dropped_before: dict[tuple[str, str], int] = field(default_factory=dict)
+    every: dict[str, int] = field(default_factory=dict)
+    said_goodbye: bool = False
+
+
+class Ranks:
+    """All ranks of a run. ``live`` counts those whose session is open and that were heard of lately."""
+
+    def __init__(self, silent_seconds: float = 30.0) -> None:
+        self._silent_seconds = silent_seconds
+        self._ranks: dict[int, Rank] = {}
+        self._intervals: deque[float] = deque(maxlen=STEP_TIMES_KEPT)
+        self._latest: tuple[int, int, float] | None = None
+        self.world_size = 1
+        self.live = 0
+
+    def __contains__(self, rank: int) -> bool:
+        return rank in self._ranks
+
+    def hello(self, message: Hello, now: float) -> None:
+        """A session begins; a rank that comes back keeps its counters."""
+        number = message.origin.rank
+        rank = self._ranks.setdefault(number, Rank(message.origin.session))
+        if rank.session != message.origin.session:
+            for key, count in rank.dropped.items():
+                rank.dropped_before[key] = rank.dropped_before.get(key, 0) + count
+            rank.dropped = {}
+            rank.session, rank.first_step = message.origin.session, None
+        rank.said_goodbye = False
+        rank.seen_at = now
+        self.world_size = message.world_size
+        self._count(now)
+
+    def heard(self, number: int, now: float, lost: int = 0) -> None:
+        """Any message of a rank arrived, and ``lost`` before it did not."""
+        rank = self._ranks.get(number)
+        if rank is None:
+            return
+        was_silent = now - rank.seen_at > self._silent_seconds
+        rank.seen_at = now
+        rank.lost += lost
+        if was_silent:
+            self._count(now)
+
+    def step(self, message: Step, now: float) -> bool:
+        """Take a step's report; return False when the rank had been as far before in this session."""
+        rank = self._ranks[message.origin.rank]
+        if rank.first_step is not None and message.step <= rank.step:
+            return False
+        if rank.first_step is None:
+            rank.first_step = message.step
+        rank.step = message.step
+        rank.overhead = message.overhead
+        if message.every:
+            rank.every = dict(message.every)
+        for name, count in message.dropped.items():
+            kind, _, reason = name.partition(":")
+            rank.dropped[kind, reason] = count
+        self._time(message)
+        return True
+
+    def _time(self, message: Step) -> None:
+        """Measure step times by one rank's clock: the one that is furthest."""
+        number, seconds = message.origin.rank, message.time_ns / 1e9
+        if self._latest is not None and self._latest[0] == number and message.step > self._latest[1]:
+            self._intervals.append((seconds - self._latest[2]) / (message.step - self._latest[1]))
+        if self._latest is None or message.step > self._latest[1] or number == self._latest[0]:
+            self._latest = (number, message.step, seconds)
+
+    def goodbye(self, message: Goodbye, now: float) -> None:
+        """A session ends on purpose."""
+        rank = self._ranks[message.origin.rank]
+        if rank.session == message.origin.session:
+            rank.said_goodbye = True
+        self._count(now)
+
+    def _count(self, now: float) -> None:
+        self.live = sum(self._is_live(rank, now) for rank in self._ranks.values())
+
+    def _is_live(self, rank: Rank, now: float) -> bool:
+        return not rank.said_goodbye and now - rank.seen_at <= self._silent_seconds
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The run's usual step time, None until it is known."""
+        return median(self._intervals) if len(self._intervals) >= STEP_TIMES_NEEDED else None
+
+    @property
+    def seen_at(self) -> float:
+        """When any rank was heard of last, Unix time; 0 before."""
+        return max((rank.seen_at for rank in self._ranks.values()), default=0.0)
+
+    @property
+    def furthest(self) -> int:
+        """The latest step that any rank reported, -1 before the first."""
+        return max((rank.step for rank in self._ranks.values()), default=-1)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The ranks heard of so far."""
+        return sorted(self._ranks)
+
+    def state_name(self, now: float) -> str:
+        """Return "live", "finished" (every rank said goodbye) or "gone" (silent without a goodbye)."""
+        self._count(now)
+        if self.live:
+            return "live"
+        return "finished" if all(rank.said_goodbye for rank in self._ranks.values()) else "gone"
+
+    def readings(self, now: float) -> Readings:
+        """Return presence, lag, losses and drops of every rank, and how long the run has stood still."""
+        self._count(now)
+        furthest = self.furthest
+        readings: Readings = {
+            "last_message_timestamp_seconds": {},
+            "rank_lag_steps": {},
+            "rank_silent_seconds": {},
+            "messages_lost_total": {},
+            "emitter_overhead_ratio": {},
+            "emitter_dropped_total": {},
+            "emitter_cadence_steps": {},
+        }
+        for number, rank in sorted(self._ranks.items()):
+            label = str(number)
+            readings["last_message_timestamp_seconds"][label,] = rank.seen_at
+            readings["messages_lost_total"][label,] = rank.lost
+            if not rank.said_goodbye:
+                readings["rank_silent_seconds"][label,] = max(0.0, now - rank.seen_at)
+                readings["rank_lag_steps"][label,] = furthest - rank.step
+            if rank.overhead is not None:
+                readings["emitter_overhead_ratio"][label,] = rank.overhead
+            for kind, reason in rank.dropped.keys() | rank.dropped_before.keys():
+                count = rank.dropped.get((kind, reason), 0) + rank.dropped_before.get((kind, reason), 0)
+                readings["emitter_dropped_total"][label, kind, reason] = count
+            for kind, every in rank.every.items():
+                readings["emitter_cadence_steps"][label, kind] = every
+        readings["stalled_ratio"] = self._stalled(now)
+        usual = self.step_seconds
+        if usual is not None and usual > 0:
+            readings["steps_per_second"] = one(1 / usual)
+        return readings
+
+    def _stalled(self, now: float) -> dict[tuple[str, ...], float]:
+        usual = self.step_seconds
+        if usual is None or usual <= 0 or self._latest is None:
+            return {}
+        if not any(not rank.said_goodbye for rank in self._ranks.values()):
+            return {}
+        return one(max(0.0, now - self._latest[2]) / usual)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a restarted daemon needs, fit for JSON."""
+        return {
+            "world_size": self.world_size,
+            "intervals": list(self._intervals),
+            "latest": self._latest,
+            "ranks": {
+                str(number): {
+                    "session": rank.session,
+                    "first_step": rank.first_step,
+                    "step": rank.step,
+                    "seen_at": rank.seen_at,
+                    "lost": rank.lost,
+                    "overhead": rank.overhead,
+                    "dropped": [[*key, count] for key, count in rank.dropped.items()],
+                    "dropped_before": [[*key, count] for key, count in rank.dropped_before.items()],
+                    "every": rank.every,
+                    "said_goodbye": rank.said_goodbye,
+                }
+                for number, rank in self._ranks.items()
+            },
+        }
+
+    def restore(self, state: Mapping[str, Any], now: float) -> None:
+        """Take up what :meth:`state` returned; silence is counted from now."""
+        self.world_size = state["world_size"]
+        self._intervals.extend(state["intervals"])
+        self._latest = tuple(state["latest"]) if state["latest"] else None
+        for number, item in state["ranks"].items():
+            fields = dict(item)
+            for key in ("dropped", "dropped_before"):
+                fields[key] = {(kind, reason): count for kind, reason, count in fields[key]}
+            self._ranks[int(number)] = Rank(**fields)
+        self._count(now)
