@@ -1,0 +1,232 @@
+"""Finds the quantizers of a model and reads them.
+
+    quantizers = find(model)
+    quantizers.install(tap)           # from now on the tap is told which codes are assigned
+    quantizers.layers[0].read()       # {"codebook": [H, K, D], "cluster_size": [H, K], ...}, live tensors
+
+What a family looks like is said in :mod:`vqwatch.families`. Only forwards in training mode count; those that
+activation checkpointing repeats during the backward pass do not. Knows no socket, no schedule and no staging buffer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from vqwatch import families, wire
+from vqwatch.families import Adapter, register
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["Adapter", "QuantizerLayer", "Quantizers", "Tap", "find", "register"]
+
+_log = logging.getLogger("vqwatch")
+
+
+class Tap(Protocol):
+    """Who is told of the codes; called from inside the model's forward pass, so it must be quick and never raise."""
+
+    wants_residuals: bool
+    """Whether :meth:`residual` is to be called in this step."""
+
+    def codes(self, layer: str, indices: Tensor) -> None:
+        """Take a layer's codes as its family returned them: integers, any shape, negative where there is no code."""
+
+    def residual(self, layer: str, before: Tensor, after: Tensor) -> None:
+        """Take what entered a layer and what it left over, ``[..., D]`` each. They may change after the call.
+
+        In compiled regions D is 1: both are then the norms of the vectors.
+        """
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class QuantizerLayer:
+    """One quantizer of the residual stack: what ``hello`` says about it, and its tensors."""
+
+    info: wire.Layer
+    module: nn.Module
+    adapter: Adapter
+
+    def read(self) -> dict[str, Tensor]:
+        """Return the live tensors by field: "codebook" [H, K, D], "cluster_size" [H, K], "embedding_sum" [H, K, D].
+
+        Read them at once: the next training step changes or replaces them. The statistics are there for a codebook
+        that is moved by averages only, nothing is there for an implicit one, and what is sharded over ranks is
+        left out.
+        """
+        if self.info.kind == "implicit":
+            return {}
+        found = self.adapter.tensors(self.module)
+        fields = ("codebook", "cluster_size", "embedding_sum") if self.info.kind == "ema" else ("codebook",)
+        tensors: dict[str, Tensor] = {}
+        for field in fields:
+            value = found.get(field)
+            if value is None or hasattr(value, "to_local"):
+                continue
+            value = value.detach()
+            tensors[field] = value if value.dim() == (2 if field == "cluster_size" else 3) else value[None]
+        return tensors
+
+
+class Quantizers:
+    """The quantizers of one model, in the order of its modules, named "0", "1", …
+
+    ``unknown`` holds the paths of modules that look like quantizers but match no adapter.
+    """
+
+    def __init__(self, layers: Sequence[QuantizerLayer], unknown: Sequence[str], sites: Sequence[Site]) -> None:
+        self.layers = tuple(layers)
+        self.unknown = tuple(unknown)
+        self._sites = tuple(sites)
+        self._undo: list[Callable[[], None]] = []
+
+    def install(self, tap: Tap) -> None:
+        """Tell ``tap`` of every assignment from now on. Under torch.compile: before the first compiled call."""
+        from vqwatch import hooks
+
+        self.remove()
+        for site in self._sites:
+            self._undo.append(hooks.install(site, tap))
+
+    def remove(self) -> None:
+        """Leave the model as it was found."""
+        while self._undo:
+            self._undo.pop()()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Site:
+    """A module whose calls assign codes, and the layers they are for.
+
+    With several layers and no ``members`` the module is shared: call after call is for the next layer, and starts
+    anew with each call of ``owner``.
+    """
+
+    module: nn.Module
+    adapter: Adapter
+    layers: tuple[str, ...]
+    owner: nn.Module | None
+    index: int
+
+
+def find(model: nn.Module | None, extra: Sequence[Adapter] = ()) -> Quantizers:
+    """Return the quantizers in a model: those that an adapter of ``extra``, ``register`` or the table matches.
+
+    The model may be wrapped (DistributedDataParallel, torch.compile); paths are those within the unwrapped model.
+    """
+    if model is None:
+        return Quantizers((), (), ())
+    known = (*extra, *families.adapters())
+    layers: list[QuantizerLayer] = []
+    sites: list[Site] = []
+    inside: set[int] = set()  # ids of modules that belong to a layer
+    for place in _places(_unwrapped(model)):
+        if id(place.module) in inside:
+            continue
+        adapter = next((adapter for adapter in known if _matches(adapter, place.module)), None)
+        if adapter is None:
+            continue
+        inside.update(id(module) for module in place.module.modules())
+        members = adapter.members(place.module) if adapter.members else [place.module] * len(place.paths)
+        paths = [f"{place.paths[0]}.{i}" for i in range(len(members))] if adapter.members else place.paths
+        names = []
+        for path, member in zip(paths, members, strict=True):
+            layer = _layer(str(len(layers)), path, member, adapter)
+            if layer is not None:
+                layers.append(layer)
+                names.append(layer.info.name)
+        if len(names) == len(members):
+            sites.append(Site(place.module, adapter, tuple(names), place.owner, place.index))
+    return Quantizers(layers, _unknown(_unwrapped(model), inside), sites)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    module: nn.Module
+    paths: tuple[str, ...]  # several where one list holds the same module several times
+    owner: nn.Module | None  # the nearest module above that is not a list
+    index: int  # the position in that list
+
+
+def _places(model: nn.Module) -> Iterator[_Place]:
+    """Yield every module once, parents first, in the order in which they were defined."""
+    seen = {id(model)}
+    stack: list[tuple[nn.Module, str, nn.Module | None]] = [(model, "", None)]
+    yield _Place(model, ("",), None, 0)
+    while stack:
+        parent, prefix, above = stack.pop()
+        owner = above if _is_list(parent) else parent
+        found: dict[int, tuple[nn.Module, list[str], int]] = {}
+        for index, (name, module) in enumerate(parent._modules.items()):
+            if module is not None:
+                found.setdefault(id(module), (module, [], index))[1].append(f"{prefix}{name}")
+        fresh = [entry for key, entry in found.items() if key not in seen]
+        seen.update(found)
+        for module, paths, index in fresh:
+            yield _Place(module, tuple(paths), owner, index)
+        stack.extend((module, f"{paths[0]}.", owner) for module, paths, _ in reversed(fresh))
+
+
+def _is_list(module: nn.Module) -> bool:
+    return type(module).__name__ in ("ModuleList", "ModuleDict", "Sequential")
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model below torch.compile's and DistributedDataParallel's wrappers."""
+    while True:
+        inner = model._modules.get("_orig_mod")
+        if inner is None and len(model._modules) == 1 and type(model).__name__.endswith("DataParallel"):
+            inner = model._modules.get("module")
+        if inner is None:
+            return model
+        model = inner
+
+
+def _matches(adapter: Adapter, module: nn.Module) -> bool:
+    try:
+        return bool(adapter.matches(module))
+    except Exception:
+        _log.warning("vqwatch: the adapter for %s failed on %s", adapter.family, type(module).__name__, exc_info=True)
+        return False
+
+
+def _layer(name: str, path: str, module: nn.Module, adapter: Adapter) -> QuantizerLayer | None:
+    """Return the layer, or None (and a warning) where its tensors are not what the adapter expects."""
+    try:
+        codebook = adapter.tensors(module).get("codebook")
+        if codebook is None or codebook.dim() not in (2, 3):
+            raise ValueError(f"no codebook [K, D] or [H, K, D] in {path or 'the model itself'}")
+        kind = adapter.kind if isinstance(adapter.kind, str) else adapter.kind(module)
+        settings = adapter.settings(module) if adapter.settings else families.Settings()
+        info = wire.Layer(name, kind, codebook.shape[-2], codebook.shape[-1], adapter.family, path, *settings)
+        return QuantizerLayer(info, module, adapter)
+    except Exception:
+        _log.warning("vqwatch: %s looks like %s but cannot be read", path, adapter.family, exc_info=True)
+        return None
+
+
+def _unknown(model: nn.Module, inside: set[int]) -> list[str]:
+    """Return the paths of the innermost modules that look like quantizers, belong to no layer and contain none."""
+    candidates = {
+        path: module
+        for path, module in model.named_modules()
+        if families.looks_like_a_quantizer(module) and not any(id(part) in inside for part in module.modules())
+    }
+    ids = {id(module) for module in candidates.values()}
+    return [
+        path or type(module).__name__
+        for path, module in candidates.items()
+        if not any(id(part) in ids for part in module.modules() if part is not module)
+    ]
+
+
+def advice(unknown: Sequence[str]) -> str:
+    """Return the log line for modules that look like quantizers and match no adapter."""
+    return (
+        f"vqwatch: {', '.join(unknown)} look like quantizers of a family it does not know; their codes are not "
+        "watched, the rest is. To teach it: vqwatch.codebooks.register(Adapter(family, matches, tensors)), see "
+        "help(vqwatch.families); or pass codes= to step()."
+    )
