@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from .servers import Alertmanager, Prometheus, Webhook, require_server
+from tests.servers import Alertmanager, Prometheus, Webhook, require_server
 
 
 @pytest.fixture
