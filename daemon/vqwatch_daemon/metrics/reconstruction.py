@@ -1,0 +1,201 @@
+"""How well the decoder gives back what the encoder saw: error, direction, movement along time and spectrum.
+
+Samples are features [B, T, D] (or [B, D]: one frame each) with a mask [B, T] that is true, or not 0, at valid frames.
+:func:`reconstruction` returns every reading over the whole sample and sample by sample, reading each array once in
+blocks that stay in the cache. Sums over a frame are in the arrays' own precision, sums over frames in float64.
+
+What is not evidence is left out: masked frames (whatever they hold), pairs of frames with a masked one between or
+beside them, cosines of two zero vectors, sequences without a run of frames long enough for a spectrum. What is not
+finite in a valid frame makes every reading of its sequence nan, and the pooled ones with it, and is counted.
+
+Where this departs from the proposal, section 3.2: it zeroes masked frames and then compares neighbours, so that the
+jump at the mask's edge, alike in input and output, passes for temporal consistency; it adds 1e-10 to the noise, which
+ruins the SNR of small features and bounds it by the scale of large ones; it multiplies by the mask, so that a NaN in
+the padding spoils everything; it lets cosines of zero vectors count as 0; and it names a spectral distance that it
+does not define.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqwatch_daemon.metrics.spectrum import spectral_distances
+from vqwatch_daemon.metrics.tensors import Floats, Mask, nonfinite_values, row_products, widened
+
+Values: TypeAlias = NDArray[np.float64]
+
+HIGHEST_SNR: Final = float(20 * np.log10(2**23))
+"""138.5 dB: noise of one unit in the last place of float32. A better, or perfect, reconstruction reads this."""
+
+_BLOCK_BYTES: Final = 256 * 1024  # of one array at a time; two of them and a difference fit a second-level cache
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Readings of one sample per entry, [B] each; nan where there is no evidence.
+
+    ``mse`` squared feature units, mean over valid values. ``snr_db`` signal over noise power, up to 138.5; nan for a
+    signal of zeros. ``cosine`` mean over valid frames of the cosine between input and output, -1 to 1; a frame where
+    just one of the two is zero counts as 0, one where both are is left out. ``temporal`` cosine between the two
+    vectors of distances from frame to frame, 0 to 1; 0 when just one of them stands still. ``spectral_db`` as
+    :mod:`~vqwatch_daemon.metrics.spectrum` defines it, at least 0.
+    """
+
+    mse: Values
+    snr_db: Values
+    cosine: Values
+    temporal: Values
+    spectral_db: Values
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """Readings of the whole sample, pooled over all its valid frames, and of each sequence in ``samples``.
+
+    Pooled means: every valid frame (pair of frames, window) weighs the same, whichever sequence it belongs to.
+    ``frames`` is how many were valid; ``nonfinite_values`` how many values in them, of either array, were not finite.
+    """
+
+    mse: float
+    snr_db: float
+    cosine: float
+    temporal: float
+    spectral_db: float
+    frames: int
+    nonfinite_values: int
+    samples: Scores
+
+
+def reconstruction(
+    original: Floats, reconstructed: Floats, mask: NDArray[Any] | None = None, *, spectral: bool = True
+) -> Reconstruction:
+    """Compare [B, T, D] or [B, D] with its reconstruction; ``mask`` [B, T] or [B]; ValueError if shapes do not fit.
+
+    >>> whole = np.array([[[3.0, 4.0], [0.0, 0.0]]])
+    >>> seen = reconstruction(whole, whole * 0.9, np.array([[True, False]]))
+    >>> seen.frames, round(seen.mse, 6), round(seen.snr_db, 6), round(seen.cosine, 6)
+    (1, 0.125, 20.0, 1.0)
+    """
+    x, y, valid = _checked(original, reconstructed, mask)
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = _frame_sums(x, y)
+        if x.dtype == np.float32 and not sums.trusted(valid):
+            x, y = x.astype(np.float64), y.astype(np.float64)
+            sums = _frame_sums(x, y)
+    sound = sums.finite | ~valid
+    spoilt = ~sound.all(axis=1)
+    bad = nonfinite_values(x[~sound], y[~sound]) if spoilt.any() else 0
+    parts = _parts(sums, valid, x.shape[2])
+    spectra = spectral_distances(x, y, valid & sums.finite) if spectral else np.zeros((2, len(x)))
+    parts = np.where(spoilt, np.nan, np.concatenate([parts, spectra]))
+    pooled = _scores(parts.sum(axis=1, keepdims=True))
+    return Reconstruction(
+        mse=float(pooled.mse[0]),
+        snr_db=float(pooled.snr_db[0]),
+        cosine=float(pooled.cosine[0]),
+        temporal=float(pooled.temporal[0]),
+        spectral_db=float(pooled.spectral_db[0]),
+        frames=int(np.count_nonzero(valid)),
+        nonfinite_values=bad,
+        samples=_scores(parts),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _FrameSums:
+    """Sums over the features of each frame, [B, T]: squares, products, squared errors, squared steps to the next."""
+
+    xx: Values
+    yy: Values
+    xy: Values
+    error: Values
+    x_step: Values  # the last frame of a sequence has no next: what stands there is never read
+    y_step: Values
+
+    @property
+    def finite(self) -> Mask:
+        """Frames whose values are all finite."""
+        return np.isfinite(self.xx + self.yy + self.error)
+
+    def trusted(self, valid: Mask) -> bool:
+        """Whether no square left float32's range, upward or downward."""
+        return not valid.any() or bool(self.finite[valid].all() and self.xx[valid].sum() > 1e-30)
+
+
+def _checked(original: Floats, reconstructed: Floats, mask: NDArray[Any] | None) -> tuple[Floats, Floats, Mask]:
+    if original.shape != reconstructed.shape or original.ndim not in (2, 3):
+        raise ValueError(f"[B, T, D] or [B, D] and the same, not {original.shape} and {reconstructed.shape}")
+    x, y = widened(original), widened(reconstructed)
+    if x.dtype != y.dtype:
+        x, y = x.astype(np.float64), y.astype(np.float64)
+    if original.ndim == 2:
+        x, y = x[:, None], y[:, None]
+    if mask is None:
+        return x, y, np.ones(x.shape[:2], bool)
+    valid = np.asarray(mask) != 0
+    if valid.shape != original.shape[:-1]:
+        raise ValueError(f"a mask {valid.shape} for samples {original.shape}")
+    return x, y, valid.reshape(x.shape[:2])
+
+
+def _frame_sums(x: Floats, y: Floats) -> _FrameSums:
+    count, dim = x.shape[0] * x.shape[1], x.shape[2]
+    flat_x, flat_y = x.reshape(count, dim), y.reshape(count, dim)
+    sums = np.zeros((6, count))
+    block = max(1, _BLOCK_BYTES // max(1, dim * x.itemsize))
+    buffer = np.empty((block, dim), x.dtype)
+    for start in range(0, count, block):
+        a, b = flat_x[start : start + block], flat_y[start : start + block]
+        rows = slice(start, start + len(a))
+        sums[0, rows], sums[1, rows], sums[2, rows] = row_products(a, a), row_products(b, b), row_products(a, b)
+        sums[3, rows] = _squares(a, b, buffer)
+        following = slice(start + 1, start + block + 1)
+        for index, values in ((4, flat_x), (5, flat_y)):
+            after = values[following]
+            sums[index, start : start + len(after)] = _squares(after, values[start : start + len(after)], buffer)
+    return _FrameSums(*sums.reshape(6, *x.shape[:2]))
+
+
+def _squares(a: Floats, b: Floats, buffer: Floats) -> Floats:
+    difference = np.subtract(a, b, out=buffer[: len(a)])
+    return row_products(difference, difference)
+
+
+def _parts(sums: _FrameSums, valid: Mask, dim: int) -> Values:
+    """Return what adds up over sequences, [8, B]; see :func:`_scores` for what each is."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        directed = valid & ((sums.xx > 0) | (sums.yy > 0))
+        lengths = np.sqrt(sums.xx) * np.sqrt(sums.yy)
+        cosines = np.clip(np.where(lengths > 0, sums.xy / lengths, 0), -1, 1)
+        steps = np.zeros_like(valid)
+        steps[:, :-1] = valid[:, :-1] & valid[:, 1:]
+        products = np.sqrt(sums.x_step) * np.sqrt(sums.y_step)
+    chosen = (
+        (valid, np.float64(dim)),
+        (valid, sums.error),
+        (valid, sums.xx),
+        (directed, np.float64(1)),
+        (directed, cosines),
+        (steps, products),
+        (steps, sums.x_step),
+        (steps, sums.y_step),
+    )
+    return np.stack([np.where(where, values, 0.0).sum(axis=1) for where, values in chosen])
+
+
+def _scores(parts: Values) -> Scores:
+    values, error, signal, directed, cosines, products, x_steps, y_steps, distances, spectra = parts
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        snr = 10 * np.log10(signal / error)
+        still = (x_steps > 0) ^ (y_steps > 0)
+        return Scores(
+            mse=error / np.where(values > 0, values, np.nan),
+            snr_db=np.minimum(np.where(signal > 0, snr, np.nan), HIGHEST_SNR),
+            cosine=cosines / np.where(directed > 0, directed, np.nan),
+            temporal=np.where(still, 0, np.clip(products / (np.sqrt(x_steps) * np.sqrt(y_steps)), 0, 1)),
+            spectral_db=distances / np.where(spectra > 0, spectra, np.nan),
+        )
