@@ -52,7 +52,8 @@ def mutual_information(indices: Indices, rng: np.random.Generator) -> Floats:
     So the same is computed for shuffled pairs, which share nothing, and taken away, adjusted for chance so that layers
     that determine each other still read their whole entropy: I = (I_plug - I_0) / (1 - I_0 / H), H the smaller entropy
     (Vinh, Epps and Bailey, JMLR 11, 2010, with the expectation by one shuffle). Noise may make it a little negative.
-    In between it reads low, by up to a quarter in simulations at K = 256, N = 16,384.
+    Simulated at K = 256, N = 16,384: 0.00 when independent; within 0.2 nats where codes are copied with probability 0
+    to 1; a third low where layers share groups of 16 codes (1.9 for 2.8, a tenth low at 65,536).
 
     nan where I_0 > H / 2: with so few pairs chance explains more than half of all there could be (K = 256 needs about
     N = 5,000); and where a layer has only one code, which cannot tell anything.
@@ -93,9 +94,9 @@ def _adjusted(first: Layer, second: Layer, order: NDArray[np.intp], entropies: t
     if not most > 0.0:
         return float("nan")
     stride = int(second.max()) + 1
-    wide = np.int32 if (int(first.max()) + 1) * stride < 2**31 else np.int64
-    left, right = first.astype(wide), second.astype(wide)
-    left *= stride
+    wide = np.dtype(np.int32 if (int(first.max()) + 1) * stride < 2**31 else np.int64)
+    left: Layer = first.astype(wide) * stride
+    right: Layer = second.astype(wide)
     by_pairs = sum(entropies) - float(entropy_nats(_histogram(left + right)))
     by_chance = sum(entropies) - float(entropy_nats(_histogram(left + right[order])))
     if by_chance > LARGEST_BASELINE * most:
