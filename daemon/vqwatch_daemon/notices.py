@@ -222,8 +222,7 @@ class Schedule:
             entry = self._entries.get(notice.key)
             if entry is not None and entry.outstanding is notice:
                 entry.outstanding = None
-                if entry.notice.says_the_same_as(notice):
-                    yield entry
+                yield entry
 
 
 class Outbox:

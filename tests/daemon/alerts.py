@@ -30,5 +30,5 @@ def resolved(name: str = "VqLossNotFinite", at: float = 1000.0, end: float = 101
 
 
 def pending(name: str = "VqLossNotFinite", **labels: str) -> FakeAlert:
-    """Return an alert that does not fire yet."""
-    return FakeAlert("pending", firing(name, **labels).labels)
+    """Return an alert that fired once and now waits to fire again."""
+    return FakeAlert("pending", firing(name, **labels).labels, {}, fired_at=5.0, resolved_at=6.0)
