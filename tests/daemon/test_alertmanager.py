@@ -148,6 +148,7 @@ def test_an_alertmanager_that_restarted_is_told_again(
         return alertmanager.alerts(alertname="VqLossNotFinite")
 
     [held] = wait_for(told_again, 10.0, "the alert after the restart", pause=0.1)
+    assert [counts.failures for counts in alertmanagers.counts().values()] == [0], "the kept connection was opened anew"
     assert held["startsAt"] == webhook.alerts(alertname="VqLossNotFinite")[0]["startsAt"]
     alertmanagers.update([resolved(at=alert.fired_at or 0.0, end=time.time())], time.time())
     webhook.wait_for_alert("resolved", alertname="VqLossNotFinite")
@@ -336,9 +337,11 @@ def test_close_gives_up_in_time_and_leaves_no_thread_behind() -> None:
         asked = time.monotonic()
         alertmanagers.close(timeout=0.3)
         assert time.monotonic() - asked < 1.0
-    wait_for(
-        lambda: not any(t.name.startswith("alertmanager ") for t in threading.enumerate()), what="the thread's end"
-    )
+        wait_for(
+            lambda: not any(t.name.startswith("alertmanager ") for t in threading.enumerate()),
+            timeout=3.0,
+            what="the thread's end",
+        )
 
 
 def test_credentials_in_the_url_become_basic_authentication_and_show_nowhere(
