@@ -6,39 +6,46 @@ A hook never raises, changes nothing, and is inert in a copy of the model. Knows
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
+
+from vqwatch import traced
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from vqwatch.codebooks import Site, Tap
 
 _log = logging.getLogger("vqwatch")
+_keys = itertools.count()
 
 
 def install(site: Site, tap: Tap) -> Callable[[], None]:
     """Hook one site; return what takes the hook away."""
     hook = _Hook(site, tap)
-    if site.adapter.method != "forward":
-        return _wrap(site.module, site.adapter.method, hook)
-    handles = [site.module.register_forward_hook(hook, with_kwargs=True)]
-    if hook.shared and site.owner is not None:
-        handles.append(site.owner.register_forward_pre_hook(_Restart(hook)))
+    if site.adapter.methods != ("forward",):
+        for method in site.adapter.methods:
+            site.module.__dict__[method] = _Wrapped(site.module, method, hook)
+    else:
+        handles = [site.module.register_forward_hook(hook, with_kwargs=True)]
+        if hook.shared and site.owner is not None:
+            handles.append(site.owner.register_forward_pre_hook(_Restart(hook)))
 
     def remove() -> None:
-        for handle in handles:
-            handle.remove()
+        if site.adapter.methods == ("forward",):
+            for handle in handles:
+                handle.remove()
+        else:
+            for method in site.adapter.methods:
+                site.module.__dict__.pop(method, None)
 
     return remove
 
 
-def _wrap(module: nn.Module, method: str, hook: _Hook) -> Callable[[], None]:
-    module.__dict__[method] = _Wrapped(module, method, hook)
-    return lambda: module.__dict__.pop(method, None) and None
+# --- what a layer returned --------------------------------------------------------------------------------------
 
 
 def integers(output: Any) -> Tensor | None:
@@ -56,7 +63,7 @@ def _is_integer(value: Tensor) -> bool:
 
 
 def _search(output: Any, wanted: Callable[[Tensor], bool]) -> Tensor | None:
-    if isinstance(output, torch.Tensor):
+    if isinstance(output, Tensor):
         return output if wanted(output) else None
     if isinstance(output, dict):
         parts = list(output.values())
@@ -71,7 +78,14 @@ def _search(output: Any, wanted: Callable[[Tensor], bool]) -> Tensor | None:
     return None
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
+def _first_tensor(args: Any, kwargs: Any) -> Tensor | None:
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+
+
+# --- hooks ------------------------------------------------------------------------------------------------------
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None:
     """Stand in for a hook in a copy of the model."""
 
 
@@ -82,7 +96,7 @@ def _make_nothing() -> Callable[..., None]:
 class _Inert:
     """What a hook becomes in a copied or pickled model: nothing."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Callable[..., None]:
         return _nothing
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -94,60 +108,116 @@ class _Hook(_Inert):
         self.site = site
         self.tap = tap
         self.shared = len(site.layers) > 1 and site.adapter.members is None
-        self.scale = site.adapter.scale
         self.calls = 0
         self.failed = False
+        device = next((value.device for value in site.module.state_dict(keep_vars=True).values()), None)
+        key = next(_keys)
+        self.doors = [
+            traced.Door(key * 1000 + i, _Report(tap, layer), device or torch.device("cpu"))
+            for i, layer in enumerate(site.layers)
+        ]
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not module.training or _recomputing():
+        if not module.training or (self.site.adapter.ready is not None and not self.site.adapter.ready(module)):
             return
         try:
-            self.assigned(module, args, kwargs, output)
+            if torch.compiler.is_compiling():
+                self.trace(module, args, kwargs, output)
+            elif not _recomputing():
+                self.report(module, args, kwargs, output)
         except Exception:
             if not self.failed:
                 self.failed = True
                 _log.warning("vqwatch: cannot read the codes of layer %s", self.site.layers[0], exc_info=True)
 
-    def assigned(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def report(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Tell the tap, at once."""
         indices = integers(output)
         if indices is None:
             return
         indices = indices.detach()
-        layers = self.site.layers
         if self.site.adapter.members is not None:
-            for layer, part in zip(layers, indices.unbind(-1), strict=False):
+            for layer, part in zip(self.site.layers, indices.unbind(-1), strict=False):
                 self.tap.codes(layer, part)
             return
-        layer = layers[0]
-        if self.shared:
-            layer = layers[self.calls]
-            self.calls = (self.calls + 1) % len(layers)
+        layer = self.site.layers[self.turn()]
         self.tap.codes(layer, indices)
-        if self.tap.wants_residuals and args:
-            residual = self.residual(module, args[0].detach(), indices, kwargs, output)
+        if self.tap.wants_residuals:
+            residual = self.residual(module, args, kwargs, indices, output)
             if residual is not None:
                 self.tap.residual(layer, *residual)
 
+    def trace(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Put the telling of the tap into the graph that is being compiled."""
+        indices = integers(output)
+        if indices is None:
+            return
+        indices = indices.detach()
+        if self.site.adapter.members is not None:
+            for door, part in zip(self.doors, indices.unbind(-1), strict=False):
+                door.leave(part, None, None)
+            return
+        door = self.doors[self.turn()]
+        residual = self.residual(module, args, kwargs, indices, output)
+        if residual is None:
+            door.leave(indices, None, None)
+        else:
+            door.leave(indices, *(torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in residual))
+
+    def turn(self) -> int:
+        """Return which of the site's layers this call is for."""
+        if not self.shared:
+            return 0
+        turn = self.calls
+        self.calls = (turn + 1) % len(self.site.layers)
+        return turn
+
     def residual(
-        self, module: nn.Module, before: Tensor, indices: Tensor, kwargs: Any, output: Any
+        self, module: nn.Module, args: Any, kwargs: Any, indices: Tensor, output: Any
     ) -> tuple[Tensor, Tensor] | None:
         """Return what entered the layer and what it left over, channels last; zeros where a mask leaves no code."""
+        adapter, before = self.site.adapter, _first_tensor(args, kwargs)
+        if before is None:
+            return None
+        before = before.detach()
+        if adapter.decode is not None:
+            with torch.no_grad():
+                output = getattr(type(module), adapter.decode)(module, indices)
         quantized = shaped_like(output, before)
         if quantized is None:
             return None
         quantized = quantized.detach()
-        channels = self.site.adapter.channels
-        axis = channels if isinstance(channels, int) else channels(module, before)
+        axis = adapter.channels if isinstance(adapter.channels, int) else adapter.channels(module, before)
         before, quantized = before.movedim(axis, -1), quantized.movedim(axis, -1)
-        if self.scale is not None and self.site.owner is not None:
-            scale = self.scale(self.site.owner, self.site.index)
-            if scale is not None:
-                before, quantized = before * scale, quantized * scale
+        scale = self.scale()
+        if scale is not None:
+            before, quantized = before * scale, quantized * scale
         after = before - quantized
         if kwargs.get("mask") is not None or kwargs.get("lens") is not None:
             valid = (indices >= 0).reshape(*before.shape[:-1], -1).any(-1, keepdim=True)
             before, after = before * valid, after * valid
         return before, after
+
+    def scale(self) -> Tensor | None:
+        """Return the factor by which the stack divided what this layer got, if it did."""
+        if self.site.adapter.scale is None or self.site.owner is None:
+            return None
+        return self.site.adapter.scale(self.site.owner, self.site.index)
+
+
+class _Report:
+    """What comes out of a compiled region, told to the tap."""
+
+    def __init__(self, tap: Tap, layer: str) -> None:
+        self.tap = tap
+        self.layer = layer
+
+    def __call__(self, indices: Tensor, before: Tensor | None, after: Tensor | None) -> None:
+        if _recomputing():
+            return
+        self.tap.codes(self.layer, indices)
+        if before is not None and after is not None and self.tap.wants_residuals:
+            self.tap.residual(self.layer, before, after)
 
 
 class _Restart(_Inert):
@@ -157,12 +227,15 @@ class _Restart(_Inert):
         self.hook = hook
 
     def __call__(self, module: nn.Module, _args: Any) -> None:
-        if module.training and not _recomputing():
+        if module.training:
             self.hook.calls = 0
 
 
 class _Wrapped:
-    """A method of one module that reports what it returns; in a copy of the module it is the plain method again."""
+    """A method of one module that reports what it returns; in a copy of the module it is the plain method again.
+
+    Where wrapped methods call each other, the outermost reports.
+    """
 
     def __init__(self, module: nn.Module, method: str, hook: _Hook) -> None:
         self.module = module
@@ -170,7 +243,14 @@ class _Wrapped:
         self.hook = hook
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = getattr(type(self.module), self.method)(self.module, *args, **kwargs)
+        plain = getattr(type(self.module), self.method)
+        if self.hook.calls:
+            return plain(self.module, *args, **kwargs)
+        self.hook.calls = 1
+        try:
+            output = plain(self.module, *args, **kwargs)
+        finally:
+            self.hook.calls = 0
         self.hook(self.module, args, kwargs, output)
         return output
 
