@@ -1,1 +1,20 @@
-"""vqwatch: the part of the sidecar that a training script imports."""
+"""vqwatch: the part of the sidecar that a training script imports.
+
+::
+
+    import vqwatch
+
+    watch = vqwatch.attach(model, optimizer)
+    for step, (features, mask) in enumerate(loader):
+        ...
+        watch.step(step, losses={"total": total}, codes=codes, original=features, reconstructed=out, mask=mask)
+        if watch.stop_requested:
+            break
+    watch.close()
+
+Importing it loads no torch. Logs under the name ``vqwatch``.
+"""
+
+from .emitter import Emitter, attach
+
+__all__ = ["Emitter", "attach"]

@@ -1,0 +1,278 @@
+"""Gathers what a step has to tell: numbers, codes, codebooks, a reconstruction sample. No socket, no schedule.
+
+What cannot be used is counted and left out; the rest goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from . import codes as code_reader
+from . import sampling, schedule
+from .arrays import Host, Refused, take, wire_dtype
+from .capture import Item, Key
+from .complaints import Complaints
+from .scalars import ENERGY, LOSS, NORM, RATE, Scalars, learning_rates
+from .wire import FLOAT_DTYPES, ITEM_BYTES, Codebooks, Codes, Message, Origin, Reconstruction, Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+    from .codebooks import Quantizers
+
+LATENT_ROWS: Final = 64
+"""Vectors of a layer's input that travel with a codebook snapshot."""
+
+Array = Any
+Build = Callable[[Mapping[Key, Tensor], int], Message]
+
+
+class Entry:
+    """What one call of ``step`` has to tell, on its way from the tensors to the socket."""
+
+    __slots__ = ("costs", "items", "outgoing", "rows", "scalars", "slot", "step", "tensors", "time_ns")
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.time_ns = time.time_ns()
+        self.scalars = Scalars()
+        self.rows: dict[str, int] = {}
+        self.items: list[Item] = []
+        self.outgoing: list[tuple[str, Build]] = []
+        self.tensors: dict[Key, Tensor] = {}
+        self.slot: Any = None
+        self.costs: dict[str, float] = {}
+
+
+class Collector:
+    """Watches one model and optimizer: takes what hooks tell during the forward pass, and what ``step`` is given."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        quantizers: Quantizers | None,
+        optimizer: Any,
+        complaints: Complaints,
+        *,
+        reconstruction_bytes: int,
+        sketches: bool,
+        fields: Sequence[str] = ("codebook", "cluster_size"),
+    ) -> None:
+        self.wants_residuals = False
+        self.tap_seconds = 0.0
+        self._origin = origin
+        self._layers = quantizers.layers if quantizers is not None else ()
+        self._names = tuple(layer.info.name for layer in self._layers)
+        self._codebook_size = max((layer.info.size for layer in self._layers), default=1 << 20)
+        self._optimizer = optimizer
+        self._complaints = complaints
+        self._reconstruction_bytes = reconstruction_bytes
+        self._sketches = sketches
+        self._fields = fields
+        self._tapped: list[tuple[str, torch.Tensor]] = []
+        self._norms: dict[str, tuple[Any, int]] = {}
+        self._latents: dict[str, Any] = {}
+        self._turn = 0
+
+    # --- the tap: called by hooks in the forward pass -----------------------------------------------------------------
+
+    def codes(self, layer: str, indices: torch.Tensor) -> None:
+        """Take a layer's codes of one forward pass."""
+        if len(self._tapped) < 4096:  # forwards without step(): somebody trains on without us
+            self._tapped.append((layer, indices))
+
+    def residual(self, layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Take the energy before the first layer and after each, as norms that stay on their device."""
+        started = time.perf_counter()
+        try:
+            self._residual(layer, before, after)
+        except Exception as error:
+            self._complaints.failed(schedule.ENERGIES, error)
+        self.tap_seconds += time.perf_counter() - started
+
+    def _residual(self, layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
+        import torch
+
+        with torch.no_grad():
+            count = math.prod(before.shape[:-1])
+            if count == 0:
+                return
+            norm = torch.linalg.vector_norm
+            if not self._norms:
+                self._norms[""] = (norm(before, dtype=torch.float32), count)
+            self._norms[layer] = (norm(after, dtype=torch.float32), count)
+
+    def forget(self) -> None:
+        """Forget what the hooks told: the step that they belong to is not observed."""
+        self._tapped.clear()
+        self._norms.clear()
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    def collect(
+        self, entry: Entry, due: set[str], *, losses: Any, codes: Any, original: Any, reconstructed: Any, mask: Any,
+        grad_norm: Any, lr: Any,
+    ) -> None:  # fmt: skip
+        """Fill the entry with what is due."""
+        tapped, self._tapped = self._tapped, []
+        self._take_scalars(entry, losses, grad_norm, lr)
+        checked_mask = self._try("mask", take, mask, "mask") if mask is not None else None
+        mask_fits = False
+        if schedule.CODES in due:
+            mask_fits = (
+                self._timed(entry, schedule.CODES, self._take_codes, entry, codes, tapped, checked_mask) or False
+            )
+        if schedule.RECONSTRUCTION in due and original is not None and reconstructed is not None:
+            mask_fits = (
+                self._timed(
+                    entry, schedule.RECONSTRUCTION, self._take_reconstruction, entry, original, reconstructed,
+                    checked_mask,
+                )
+                or mask_fits
+            )  # fmt: skip
+        elif not mask_fits and checked_mask is not None and original is not None:
+            mask_fits = _fitting(checked_mask, tuple(getattr(original, "shape", ()))[:-1]) is not None
+        if checked_mask is not None and not mask_fits:
+            detail = f"mask {list(checked_mask.shape)} fits neither the codes nor the original"
+            self._complaints.refused("mask", Refused("shape", detail))
+        if self._layers and schedule.CODEBOOKS in due:
+            self._timed(entry, schedule.CODEBOOKS, self._take_codebooks, entry, self._fields)
+        elif self._layers and schedule.CLUSTERS in due:
+            self._timed(entry, schedule.CLUSTERS, self._take_codebooks, entry, ("cluster_size",))
+
+    def _try(self, kind: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except Refused as error:
+            self._complaints.refused(kind, error)
+        except Exception as error:
+            self._complaints.failed(kind, error)
+        return None
+
+    def _timed(self, entry: Entry, kind: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        started = time.perf_counter()
+        result = self._try(kind, call, *arguments)
+        entry.costs[kind] = entry.costs.get(kind, 0.0) + time.perf_counter() - started
+        return result
+
+    def _take_scalars(self, entry: Entry, losses: Any, grad_norm: Any, lr: Any) -> None:
+        scalars = entry.scalars
+        if losses is not None:
+            named = losses.items() if isinstance(losses, Mapping) else [("total", losses)]
+            for name, value in named:
+                self._try("losses", scalars.add, LOSS, str(name), value)
+        if grad_norm is not None:
+            self._try("grad_norm", scalars.add, NORM, "", grad_norm)
+        for name, value in (self._try("lr", learning_rates, self._optimizer, lr) or {}).items():
+            self._try("lr", scalars.add, RATE, name, value)
+        if self._norms:
+            for layer, (norm, count) in self._norms.items():
+                self._try(schedule.ENERGIES, scalars.add, ENERGY, layer, norm)
+                entry.rows[layer] = count
+            self._norms = {}
+
+    def _take_codes(self, entry: Entry, codes: Any, tapped: list[tuple[str, Any]], mask: Any) -> bool:
+        if codes is not None:
+            parts = code_reader.read(codes, self._names, self._codebook_size)
+        else:
+            parts = [part for turn in _turns(tapped) for part in code_reader.by_shape(turn, self._codebook_size)]
+        fitted = False
+        for index, part in enumerate(parts):
+            key = ("codes", str(index))
+            entry.items.append(Item(key, schedule.CODES, part.sources, part.shape, part.dtype))
+            mask_key: Key | None = None
+            shape = part.shape[1:]
+            fitting = _fitting(mask, shape) if mask is not None else None
+            if fitting is not None:
+                mask_key = (*key, "mask")
+                entry.items.append(Item(mask_key, schedule.CODES, [fitting], shape, wire_dtype(mask)))
+                fitted = True
+            entry.outgoing.append(("codes", partial(self._codes_message, entry, part.layers, index, key, mask_key)))
+        return fitted
+
+    def _codes_message(
+        self, entry: Entry, layers: tuple[str, ...], part: int, key: Key, mask_key: Key | None,
+        tensors: Mapping[Key, Tensor], seq: int,
+    ) -> Message:  # fmt: skip
+        mask = tensors.get(mask_key) if mask_key is not None else None
+        return Codes(self._origin, seq, entry.time_ns, entry.step, layers, tensors[key], mask, part)
+
+    def _take_reconstruction(self, entry: Entry, original: Any, reconstructed: Any, mask: Any) -> bool:
+        pair = [take(original, "original"), take(reconstructed, "reconstructed")]
+        shape = tuple(pair[0].shape)
+        if shape != tuple(pair[1].shape):
+            raise Refused("shape", f"original {list(shape)} beside reconstructed {list(pair[1].shape)}")
+        if not 2 <= len(shape) <= 4 or 0 in shape:
+            raise Refused("shape", f"original is {list(shape)}, expected [B, T, D] or [B, D]")
+        dtypes = [wire_dtype(value) for value in pair]
+        if not FLOAT_DTYPES.issuperset(dtypes):
+            raise Refused("dtype", f"original is {dtypes[0]} and reconstructed {dtypes[1]}, expected floats")
+        self._turn += 1
+        most = self._reconstruction_bytes // 2
+        chosen = sampling.rows(shape, max(ITEM_BYTES[dtype] for dtype in dtypes), most, self._turn)
+        for name, value, dtype in zip(("original", "reconstructed"), pair, dtypes, strict=True):
+            part = _sliced(value, chosen)
+            key = ("reconstruction", name)
+            entry.items.append(Item(key, schedule.RECONSTRUCTION, [part], tuple(part.shape), dtype))
+        fitting = _fitting(mask, shape[:-1]) if mask is not None else None
+        if fitting is not None:
+            part = _sliced(fitting, chosen[: len(shape) - 1])
+            key = ("reconstruction", "mask")
+            entry.items.append(Item(key, schedule.RECONSTRUCTION, [part], tuple(part.shape), wire_dtype(mask)))
+        entry.outgoing.append(("reconstruction", partial(self._reconstruction_message, entry)))
+        return fitting is not None
+
+    def _reconstruction_message(self, entry: Entry, tensors: Mapping[Key, Tensor], seq: int) -> Message:
+        return Reconstruction(
+            self._origin, seq, entry.time_ns, entry.step, tensors["reconstruction", "original"],
+            tensors["reconstruction", "reconstructed"], tensors.get(("reconstruction", "mask")),
+        )  # fmt: skip
+
+    def _take_codebooks(self, entry: Entry, fields: Sequence[str]) -> None:
+        keys: list[Key] = []
+        for layer in self._layers:
+            for field, value in layer.read().items():
+                if field not in fields:
+                    continue
+                taken = self._try(schedule.CODEBOOKS, take, value, f"{field} of layer {layer.info.name}")
+                if taken is None:
+                    continue
+                key = ("codebooks", layer.info.name, field)
+                kind = schedule.CLUSTERS if field == "cluster_size" else schedule.CODEBOOKS
+                entry.items.append(Item(key, kind, [taken], tuple(taken.shape), wire_dtype(taken)))
+                keys.append(key)
+        if keys:
+            entry.outgoing.append(("codebooks", partial(self._codebooks_message, entry, keys)))
+
+    def _codebooks_message(self, entry: Entry, keys: list[Key], tensors: Mapping[Key, Tensor], seq: int) -> Message:
+        return Codebooks(self._origin, seq, entry.time_ns, entry.step, {(key[1], key[2]): tensors[key] for key in keys})
+
+
+def _turns(tapped: list[tuple[str, Any]]) -> list[list[tuple[str, Any]]]:
+    """Split what the hooks told into forward passes: a layer that comes again begins the next one."""
+    turns: list[list[tuple[str, Any]]] = []
+    seen: set[str] = set()
+    for layer, indices in tapped:
+        if not turns or layer in seen:
+            turns.append([])
+            seen = set()
+        seen.add(layer)
+        turns[-1].append((layer, take(indices, f"codes of layer {layer}")))
+    return turns
+
+
+def _fitting(mask: Any, shape: tuple[int, ...]) -> Any:
+    """Return the mask in exactly this shape if only axes of length 1 are in the way, else None."""
+    if tuple(mask.shape) == shape:
+        return mask
+    if [size for size in mask.shape if size != 1] != [size for size in shape if size != 1]:
+        return None
+    return Host(mask.array.reshape(shape), mask.dtype) if isinstance(mask, Host) else mask.reshape(shape)
+
+
+def _sliced(value: Any, chosen: tuple[slice, ...]) -> Any:
+    return Host(value.array[chosen], value.dtype) if isinstance(value, Host) else value[chosen]

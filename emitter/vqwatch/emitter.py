@@ -1,0 +1,413 @@
+"""The emitter: what a training loop talks to. It is a guest: it never waits, never raises into the loop, never grows.
+
+Each :meth:`Emitter.step` takes what is due and sends what has arrived on the host since the last one.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import platform
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+import zmq
+
+from . import schedule as kinds
+from .arrays import Refused
+from .backlog import Backlog
+from .capture import of_host
+from .collect import Collector, Entry
+from .complaints import Complaints
+from .link import Link
+from .scalars import ENERGY, LOSS, MODULE, NORM, RATE
+from .schedule import DEFAULT_EVERY, Schedule
+from .settings import Settings, SettingsError, resolve
+from .wire import Frame, Goodbye, Hello, Origin, Step, encode
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger("vqwatch")
+
+MOST_PENDING: Final = 256
+"""Steps whose copies may be under way at once."""
+
+
+def attach(
+    model: torch.nn.Module | None = None,
+    optimizer: Any = None,
+    *,
+    run: str | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    endpoint: str | None = None,
+    budget: float = 0.01,
+    every: Mapping[str, int] | None = None,
+    server_key: str | bytes | None = None,
+    key_file: str | Path | None = None,
+    allow_plain_tcp: bool | None = None,
+    staging_bytes: int = 128 << 20,
+    backlog_bytes: int = 64 << 20,
+    send_bytes: int = 32 << 20,
+    reconstruction_bytes: int = 4 << 20,
+) -> Emitter:
+    """Return an emitter that watches this model and optimizer; both may be left out.
+
+    The quantizers in ``model`` are found and read; codes, learning rates and gradient norms are taken from model and
+    optimizer where :meth:`Emitter.step` is not given them. ``run``, ``rank``, ``world_size`` and ``endpoint`` come from
+    here, else from ``VQWATCH_RUN``, ``VQWATCH_RANK``, ``VQWATCH_WORLD_SIZE`` and ``VQWATCH_ENDPOINT``, else from
+    torch.distributed and the default socket. ``VQWATCH_DISABLED=1`` or an empty endpoint makes every call a no-op.
+
+    ``budget`` is the share of the step time that the emitter may take on the host: it stretches its cadences to keep
+    it, and ``float("inf")`` switches that off. ``every`` overrides single cadences of
+    :data:`vqwatch.schedule.DEFAULT_EVERY`, in steps, 0 for never. Leaving this machine by tcp needs ``server_key``
+    (``VQWATCH_SERVER_KEY``), with the client's own ``key_file`` (``VQWATCH_KEY_FILE``) where the daemon asks for it.
+
+    Never raises: settings that cannot be used are logged as errors, and the emitter then does nothing.
+    """
+    try:
+        settings = resolve(
+            os.environ, run=run, rank=rank, world_size=world_size, endpoint=endpoint, server_key=server_key,
+            key_file=key_file, allow_plain_tcp=allow_plain_tcp, budget=budget, staging_bytes=staging_bytes,
+            backlog_bytes=backlog_bytes, send_bytes=send_bytes, reconstruction_bytes=reconstruction_bytes,
+        )  # fmt: skip
+        plan = Schedule({**DEFAULT_EVERY, **(every or {})}, settings.budget)
+        return Emitter(settings, plan, model, optimizer) if settings.endpoint else Emitter(None, plan)
+    except (SettingsError, ValueError, zmq.ZMQError) as error:
+        _log.error("not watching: %s", error)
+    except Exception:
+        _log.exception("not watching: attaching failed")
+    return Emitter(None, Schedule({}, 1.0))
+
+
+def _guarded(call: Callable[..., None]) -> Callable[..., None]:
+    """Let nothing out of a call: it does nothing when off, in a forked child, or while another call is under way."""
+    name = call.__name__
+
+    @functools.wraps(call)
+    def guarded(self: Emitter, *arguments: Any, **named: Any) -> None:
+        if not self._on or self._pid != os.getpid():
+            return
+        if not self._lock.acquire(blocking=False):
+            self.complaints.say(f"{name}:concurrent", "%s() was called while another call was under way", name)
+            return
+        try:
+            call(self, *arguments, **named)
+        except Exception as error:
+            self.complaints.failed(name, error)
+        finally:
+            self._lock.release()
+
+    return guarded
+
+
+class Emitter:
+    """Watches one training process. Made by :func:`attach`; use it from one thread.
+
+    As a context manager it closes at the end. ``stop_requested`` is true once the daemon asked for the training to end,
+    and ``stop_reason`` then names the alert.
+    """
+
+    def __init__(
+        self, settings: Settings | None, plan: Schedule, model: torch.nn.Module | None = None, optimizer: Any = None
+    ) -> None:
+        self.complaints = Complaints()
+        self._plan = plan
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._on = False
+        self._paused = 0
+        if settings is None:
+            return
+        self._settings = settings
+        self._owner: int | None = None
+        self._origin = Origin(settings.run, settings.rank, secrets.token_hex(8))
+        self._quantizers = self._find(model) if model is not None else None
+        self._collector = Collector(
+            self._origin,
+            self._quantizers,
+            optimizer,
+            self.complaints,
+            reconstruction_bytes=settings.reconstruction_bytes,
+            sketches=settings.world_size > 1,
+        )
+        self._pending: deque[Entry] = deque()
+        self._last_started = 0.0
+        self._last_own = 0.0
+        self._last_step = 0
+        self._link = Link(
+            settings.endpoint,
+            self._origin.session,
+            time.monotonic(),
+            self.complaints.dropped,
+            keys=settings.keys,
+            backlog=Backlog(settings.backlog_messages, settings.backlog_bytes),
+            send_bytes=settings.send_bytes,
+        )
+        if self._quantizers is not None:
+            self._quantizers.install(self._collector)
+        self._link.introduce(self._hello(), time.monotonic())
+        self._on = True
+
+    def _find(self, model: torch.nn.Module) -> Any:
+        from . import codebooks
+
+        try:
+            found = codebooks.find(model)
+        except Exception as error:
+            self.complaints.failed("quantizers", error)
+            return None
+        if not found.layers:
+            _log.warning("%s", codebooks.advice(found.unknown))
+        return found
+
+    def _hello(self) -> Callable[[int, int], list[Frame]]:
+        layers = tuple(layer.info for layer in self._quantizers.layers) if self._quantizers is not None else ()
+        torch = sys.modules.get("torch")
+        info = {"python": platform.python_version(), "torch": str(getattr(torch, "__version__", ""))}
+        time_ns = time.time_ns()
+
+        def make(seq: int, first: int) -> list[Frame]:
+            return encode(
+                Hello(
+                    self._origin, seq, first, time_ns, self._settings.world_size, layers, version=_version(),
+                    host=socket.gethostname()[:255], pid=self._pid, info=info,
+                )
+            )  # fmt: skip
+
+        return make
+
+    # --- what a training loop calls ---------------------------------------------------------------------------------
+
+    @_guarded
+    def step(
+        self,
+        step: int,
+        *,
+        losses: Any = None,
+        codes: Any = None,
+        original: Any = None,
+        reconstructed: Any = None,
+        mask: Any = None,
+        grad_norm: Any = None,
+        lr: Any = None,
+    ) -> None:
+        """Tell what training step ``step`` did. Returns at once, never raises.
+
+        ``losses`` maps names to numbers or one-element tensors (a single one is called "total"). ``codes`` are the
+        assignments of this step, integers, negative where there is none: ``[B, T, L]`` or ``[B, L]`` with the layers in
+        the *last* axis, ``[L, B, T]`` where only the first axis fits the model's number of layers, a list with one
+        tensor per layer, or a dict from layer to tensor; without them, what hooks saw in the forward passes since the
+        last step. ``original`` and ``reconstructed`` are ``[B, T, D]`` or ``[B, D]``, ``mask`` is ``[B, T]``, true or 1
+        where a frame is valid. ``grad_norm`` is the norm before clipping, ``lr`` a number or a dict by group; without
+        them they are taken from the model and the optimizer.
+
+        Arrays may be torch tensors, numpy arrays or anything with ``__dlpack__``. What does not fit is left out,
+        logged once and counted; the rest is sent.
+        """
+        started = time.perf_counter()
+        if self._owner is None:
+            self._owner = threading.get_ident()
+        elif self._owner != threading.get_ident():
+            self.complaints.say("step:thread", "step() was called from a second thread: left out")
+            return
+        if self._paused:
+            self._collector.forget()
+            return
+        now = time.monotonic()
+        self._link.turn(now)
+        in_kinds = self._send_arrived(now)
+        step = int(step)
+        if step < 0:
+            raise Refused("step", f"step {step} is negative")
+        entry = Entry(step)
+        due = self._plan.due(step)
+        if not self._link.writable:
+            due = self._without_peer(due)
+        self._collector.collect(
+            entry, due, losses=losses, codes=codes, original=original, reconstructed=reconstructed, mask=mask,
+            grad_norm=grad_norm, lr=lr,
+        )  # fmt: skip
+        in_kinds += sum(entry.costs.values())
+        self._stage(entry)
+        in_kinds += self._send_arrived(now)
+        self._collector.wants_residuals = self._plan.expects(kinds.ENERGIES)
+        self._last_step = step
+        own = time.perf_counter() - started + self._collector.tap_seconds
+        self._collector.tap_seconds = 0.0
+        if self._last_started:
+            self._plan.observe(self._last_own, in_kinds, started - self._last_started)
+        self._last_started, self._last_own = started, own
+
+    def _without_peer(self, due: set[str]) -> set[str]:
+        reason = "busy_peer" if self._link.daemon else "no_peer"
+        for kind in due - {kinds.SCALARS, kinds.ENERGIES}:
+            self.complaints.dropped[f"{kind}:{reason}"] += 1
+        return due & {kinds.SCALARS, kinds.ENERGIES}
+
+    def _stage(self, entry: Entry) -> None:
+        later = bool(self._pending)
+        items, entry.items = entry.items, []
+        for item in items:
+            started = time.perf_counter()
+            try:
+                if item.on_host:
+                    entry.tensors[item.key] = of_host(item, later)
+            except Refused as error:
+                self.complaints.refused(item.kind, error)
+            entry.costs[item.kind] = entry.costs.get(item.kind, 0.0) + time.perf_counter() - started
+        if len(self._pending) >= MOST_PENDING:
+            self.complaints.dropped["step:pending"] += 1
+            return
+        self._pending.append(entry)
+
+    def _send_arrived(self, now: float) -> float:
+        """Send, in order, every step whose copies have arrived; return the seconds that this took for the kinds."""
+        seconds = 0.0
+        while self._pending:
+            entry = self._pending.popleft()
+            self._link.must_arrive("step", self._step_message(entry), now)
+            seconds += self._send_tensors(entry)
+            self._plan.spent(entry.costs)
+        return seconds
+
+    def _send_tensors(self, entry: Entry) -> float:
+        total = 0.0
+        for kind, build in entry.outgoing:
+            started = time.perf_counter()
+            try:
+                self._link.best_effort(kind, functools.partial(build, entry.tensors))
+            except KeyError:  # one of its arrays was refused, and counted
+                pass
+            seconds = time.perf_counter() - started
+            entry.costs[kind] = entry.costs.get(kind, 0.0) + seconds
+            total += seconds
+        return total
+
+    def _step_message(self, entry: Entry) -> Callable[[int, int], list[Frame]]:
+        scalars = entry.scalars
+        energies = {
+            layer: norm * norm / entry.rows[layer]
+            for layer, norm in scalars.group(ENERGY).items()
+            if layer in entry.rows
+        }
+        input_energy = energies.pop("", None)
+        dropped = dict(self.complaints.dropped)
+        every = dict(self._plan.every)
+        overhead = self._plan.overhead
+
+        def make(seq: int, first: int) -> list[Frame]:
+            return encode(
+                Step(
+                    self._origin, seq, first, entry.time_ns, entry.step, scalars.group(LOSS), scalars.one(NORM),
+                    scalars.group(MODULE), scalars.group(RATE), input_energy, energies, None, dropped, every, overhead,
+                )
+            )  # fmt: skip
+
+        return make
+
+    @property
+    def stop_requested(self) -> bool:
+        """Return whether the daemon asked for the training to end; learned at the last :meth:`step`."""
+        return self._on and self._link.stop_reason is not None
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Return the alert for which the daemon asked the training to end."""
+        return self._link.stop_reason if self._on else None
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Return what was left out so far, by "kind:reason"."""
+        return dict(self.complaints.dropped)
+
+    def flush(self, timeout: float = 2.0) -> bool:
+        """Wait until all that must arrive was acknowledged, at most ``timeout`` seconds; return whether it was."""
+        done: list[bool] = []
+        self._flush(timeout, done)
+        return bool(done and done[0])
+
+    @_guarded
+    def _flush(self, timeout: float, done: list[bool]) -> None:
+        deadline = time.monotonic() + timeout
+        self._send_arrived(time.monotonic())
+        done.append(self._link.wait(time.monotonic, deadline))
+
+    @_guarded
+    def close(self, timeout: float = 2.0, reason: str = "close") -> None:
+        """Say goodbye, wait at most ``timeout`` seconds for its acknowledgement, and let go of model and socket.
+
+        Returns at once where no daemon was ever there. A second call does nothing.
+        """
+        self._on = False
+        now = time.monotonic()
+        try:
+            if self._quantizers is not None:
+                self._quantizers.remove()
+            self._send_arrived(now)
+            sent = dict(self._link.sent)
+            time_ns = time.time_ns()
+            self._link.must_arrive(
+                "goodbye",
+                lambda seq, first: encode(
+                    Goodbye(self._origin, seq, first, time_ns, self._last_step, reason[:512], sent)
+                ),
+                now,
+            )
+            self._link.wait(time.monotonic, now + timeout)
+        finally:
+            self._link.close()
+
+    def pause(self) -> Pause:
+        """Do nothing until :meth:`Pause.resume`, or inside ``with watch.pause():``, such as while capturing a graph."""
+        self._paused += 1
+        return Pause(self)
+
+    def __enter__(self) -> Emitter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(reason="close" if kind is None else kind.__name__)
+
+
+class Pause:
+    """Holds an emitter still until :meth:`resume` or the end of the ``with`` block."""
+
+    def __init__(self, emitter: Emitter) -> None:
+        self._emitter: Emitter | None = emitter
+
+    def resume(self) -> None:
+        """Let the emitter go on; a second call does nothing."""
+        if self._emitter is not None:
+            self._emitter._paused -= 1
+            self._emitter = None
+
+    def __enter__(self) -> Pause:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.resume()
+
+
+@functools.cache
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("vqwatch")
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,280 @@
+"""The socket to the daemon: it never waits, holds a bounded amount, and tells what it could not send.
+
+One DEALER, used by one thread at a time, no thread of our own; libzmq's I/O thread does the sending, and resolves
+names too, so that a resolver that hangs holds nobody up here. Must-arrive messages stay in a :class:`Backlog` until they
+are acknowledged and are sent again from where the daemon asks; best-effort ones are refused when there is no room.
+The context is never terminated: with an unsent message that could hang for ever.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import zmq
+
+from .backlog import Backlog, Encode
+from .settings import Keys
+from .wire import Ack, Frame, Message, Stop, Welcome, WireError, decode, encode
+
+SEND_MESSAGES: Final = 64
+"""Messages that libzmq may hold for us; what it holds in bytes is bounded by `send_bytes`."""
+
+ZERO_COPY_BYTES: Final = 256 * 1024
+"""Buffers from this size are handed to libzmq without a copy, which costs a wake-up of pyzmq's collector thread."""
+
+PATIENCE_SECONDS: Final = 1.0
+LONGEST_PATIENCE_SECONDS: Final = 30.0
+CONNECT_SECONDS: Final = 0.25
+"""How long after its start a link that never heard of a daemon may still hope for one when it is closed."""
+
+_REPLAY_SECONDS: Final = 300e-6
+_OPTIONS: Final = {
+    zmq.IMMEDIATE: 1,
+    zmq.LINGER: 0,
+    zmq.SNDHWM: SEND_MESSAGES,
+    zmq.RCVHWM: 1024,
+    zmq.MAXMSGSIZE: 64 * 1024,
+    zmq.RECONNECT_IVL: 100,
+    zmq.RECONNECT_IVL_MAX: 2000,
+    zmq.HANDSHAKE_IVL: 5000,
+}
+_TCP_OPTIONS: Final = {
+    zmq.HEARTBEAT_IVL: 2000,
+    zmq.HEARTBEAT_TIMEOUT: 6000,
+    zmq.HEARTBEAT_TTL: 6000,
+    zmq.CONNECT_TIMEOUT: 5000,
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.IPV6: 1,
+    zmq.RECONNECT_IVL_MAX: 5000,
+}
+
+_contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
+
+
+def _context() -> zmq.Context[zmq.Socket[bytes]]:
+    """Return this process's context, kept for ever: collecting it would terminate it, and that may hang."""
+    pid = os.getpid()
+    if pid not in _contexts:
+        _contexts[pid] = zmq.Context()
+    return _contexts[pid]
+
+
+class Link:
+    """One session's connection. ``dropped`` counts what was not sent, by "kind:reason"; ``now`` is monotonic seconds."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        session: str,
+        now: float,
+        dropped: Counter[str],
+        *,
+        keys: Keys | None = None,
+        backlog: Backlog,
+        send_bytes: int,
+    ) -> None:
+        self.dropped = dropped
+        self.backlog = backlog
+        self.stop_reason: str | None = None
+        self.daemon = ""
+        self.sent: Counter[str] = Counter()
+        self.session = session
+        self._introduction: Encode | None = None
+        self._send_bytes = send_bytes
+        self._in_flight: list[tuple[zmq.MessageTracker, int]] = []
+        self._copied: deque[int] = deque([0] * (SEND_MESSAGES + 8))
+        self._copied_bytes = 0
+        self._started = self._waiting_since = now
+        self._patience = PATIENCE_SECONDS
+        self._writable = False
+        self._rewind_asked = -1
+        self._socket = _context().socket(zmq.DEALER)
+        try:
+            for option, value in {**_OPTIONS, **(_TCP_OPTIONS if endpoint.startswith("tcp:") else {})}.items():
+                self._socket.setsockopt(option, value)
+            if keys is not None:
+                own = (keys.public, keys.secret) if keys.secret else zmq.curve_keypair()
+                self._socket.curve_publickey, self._socket.curve_secretkey = own
+                self._socket.curve_serverkey = keys.server
+            self._socket.connect(endpoint)
+        except zmq.ZMQError:
+            self._socket.close(0)
+            raise
+
+    # --- sending --------------------------------------------------------------------------------------------------
+
+    @property
+    def writable(self) -> bool:
+        """Return whether a daemon was connected and had room when :meth:`turn` last looked."""
+        return self._writable
+
+    def introduce(self, introduction: Encode, now: float) -> None:
+        """Send the session's first message, and keep it for a daemon that does not know this session any more."""
+        self._introduction = introduction
+        self.must_arrive("hello", introduction, now)
+
+    def must_arrive(self, kind: str, message: Encode, now: float) -> None:
+        """Take a message into the backlog and send what can be sent."""
+        pushed_out = self.backlog.add(message)
+        if pushed_out:
+            self.dropped[f"{kind}:backlog"] += pushed_out
+        self._send_backlog(now, at_most=2)
+
+    def best_effort(self, kind: str, make: Callable[[int], Message]) -> list[zmq.MessageTracker] | None:
+        """Send the message that ``make`` gives for its number, or count it as dropped and return None.
+
+        Buffers of :data:`ZERO_COPY_BYTES` and more must stay as they are until every tracker returned is done.
+        """
+        if not self._writable:
+            self.dropped[f"{kind}:no_peer" if not self.daemon else f"{kind}:busy_peer"] += 1
+            return None
+        frames = encode(make(self.sent[kind] + 1))
+        copied = large = 0
+        for frame in frames:
+            size = memoryview(frame).nbytes
+            if size >= ZERO_COPY_BYTES:
+                large += size
+            else:
+                copied += size
+        if self._held_bytes() + copied + large > self._send_bytes:
+            self.dropped[f"{kind}:send_bytes"] += 1
+            return None
+        trackers = self._send(frames, copied, large)
+        if trackers is None:
+            self.dropped[f"{kind}:busy_peer"] += 1
+            return None
+        self.sent[kind] += 1
+        return trackers
+
+    def _held_bytes(self) -> int:
+        """Return the most that libzmq can be holding: the last copied messages, and buffers it has not let go."""
+        if self._in_flight:
+            self._in_flight = [entry for entry in self._in_flight if not entry[0].done]
+        return self._copied_bytes + sum(size for _, size in self._in_flight)
+
+    def _send(self, frames: list[Frame], copied: int, large: int) -> list[zmq.MessageTracker] | None:
+        trackers: list[zmq.MessageTracker] = []
+        parts: list[Any] = frames
+        if large:
+            parts = []
+            for frame in frames:
+                size = memoryview(frame).nbytes
+                if size >= ZERO_COPY_BYTES:
+                    part = zmq.Frame(frame, track=True, copy=False)
+                    trackers.append(part.tracker)
+                    self._in_flight.append((part.tracker, size))
+                    parts.append(part)
+                else:
+                    parts.append(frame)
+        try:
+            self._socket.send_multipart(parts, zmq.DONTWAIT)
+        except zmq.Again:
+            self._writable = False
+            return None
+        self._copied_bytes += copied - self._copied.popleft()
+        self._copied.append(copied)
+        return trackers
+
+    def _send_backlog(self, now: float, at_most: int) -> None:
+        while at_most and self._writable:
+            held = self.backlog.upcoming()
+            if held is None:
+                return
+            if not self._send_held(held.frames, held.size):
+                return
+            if held.seq == self.backlog.first:
+                self._waiting_since = now
+            self.backlog.sent()
+            at_most -= 1
+
+    def _send_held(self, frames: list[Frame], size: int) -> bool:
+        large = sum(nbytes for frame in frames[1:] if (nbytes := memoryview(frame).nbytes) >= ZERO_COPY_BYTES)
+        if size > ZERO_COPY_BYTES and self._held_bytes() + size > self._send_bytes and self._in_flight:
+            return False  # goes out later: it stays in the backlog
+        return self._send(frames, size - large, large) is not None
+
+    # --- receiving ------------------------------------------------------------------------------------------------
+
+    def turn(self, now: float, at_most: int = 16) -> None:
+        """Take in what the daemon answered and go on with the backlog; call it at every step. Never waits."""
+        events = self._socket.getsockopt(zmq.EVENTS)
+        if events & zmq.POLLIN:
+            self._receive(now)
+            events = self._socket.getsockopt(zmq.EVENTS)
+        self._writable = bool(events & zmq.POLLOUT)
+        if not self.backlog.acknowledged and self._writable:
+            if not self.backlog.sent_all:
+                self._send_backlog(now, at_most)
+            if now - self._waiting_since > self._patience:
+                self._probe(now)
+
+    def _probe(self, now: float) -> None:
+        """Send the oldest unacknowledged message again: the answer tells where the daemon stands."""
+        held = self.backlog.oldest()
+        if held is not None:
+            self._send_held(held.frames, held.size)
+        self._waiting_since = now
+        self._patience = min(2 * self._patience, LONGEST_PATIENCE_SECONDS)
+
+    def _receive(self, now: float) -> None:
+        for _ in range(64):
+            try:
+                frames = self._socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            try:
+                message = decode(frames)
+            except WireError as error:
+                self.dropped[f"answer:{error.reason}"] += 1
+                continue
+            self._answer(message, now)
+
+    def _answer(self, message: Message, now: float) -> None:
+        if isinstance(message, Ack):
+            if message.session == self.session and self.backlog.acknowledge(message.seq):
+                self._waiting_since = now
+                self._patience = PATIENCE_SECONDS
+        elif isinstance(message, Welcome):
+            if message.session == self.session:
+                self._welcome(message, now)
+        elif isinstance(message, Stop):
+            if message.session == self.session:
+                self.stop_reason = message.reason
+        else:
+            self.dropped["answer:kind"] += 1
+
+    def _welcome(self, message: Welcome, now: float) -> None:
+        self.daemon = message.daemon
+        self._waiting_since = now
+        self._patience = PATIENCE_SECONDS
+        if message.next > 0:
+            self.backlog.rewind(message.next)
+            return
+        if self._introduction is not None and self.backlog.first > 1:  # acknowledged by an earlier daemon
+            self._send(self._introduction(1, self.backlog.first), 1024, 0)
+        self.backlog.rewind(0)
+
+    # --- ending ---------------------------------------------------------------------------------------------------
+
+    def wait(self, clock: Callable[[], float], deadline: float) -> bool:
+        """Wait until everything is acknowledged, or ``deadline``; return whether it is.
+
+        Does not wait for a daemon that was never there. The only method of this class that waits.
+        """
+        while True:
+            now = clock()
+            self._patience = min(self._patience, 0.25)
+            self.turn(now, at_most=1024)
+            if self.backlog.acknowledged:
+                return True
+            hopeless = not self.daemon and not self._writable and now - self._started > CONNECT_SECONDS
+            if now >= deadline or hopeless:
+                return False
+            self._socket.poll(max(1, min(20, round(1000 * (deadline - now)))), zmq.POLLIN)
+
+    def close(self) -> None:
+        """Close the socket; what it still holds is discarded."""
+        self._socket.close(0)

@@ -1,0 +1,85 @@
+"""The numbers of one step: read at once where they are on the host, later where they are on a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .arrays import Host, Refused, take
+
+if TYPE_CHECKING:
+    import torch
+
+LOSS = "loss"
+NORM = "norm"
+RATE = "rate"
+ENERGY = "energy"
+MODULE = "module"
+
+
+class Scalars:
+    """Numbers by group and name: those known, and those on a device with the tensors that will tell them.
+
+    A tensor is kept until the step is staged, within the call that gave it.
+    """
+
+    __slots__ = ("known", "names", "tensors")
+
+    def __init__(self) -> None:
+        self.known: dict[str, dict[str, float]] = {}
+        self.names: list[tuple[str, str]] = []
+        self.tensors: list[torch.Tensor] = []
+
+    def add(self, group: str, name: str, value: Any) -> None:
+        """Take a number, an array with one element, or a one-element tensor. Raises :class:`Refused`."""
+        if type(value) is float or type(value) is int:
+            self.known.setdefault(group, {})[name] = float(value)
+            return
+        taken = take(value, f"{group} {name}")
+        if math.prod(taken.shape) != 1:
+            raise Refused("shape", f"{group} {name!r} has the shape {list(taken.shape)}, expected one number")
+        if isinstance(taken, Host):
+            array = taken.array
+            number = float(array.reshape(-1)[0]) if taken.dtype != "bf16" else _bf16(int(array.reshape(-1)[0]))
+            self.known.setdefault(group, {})[name] = number
+        else:
+            self.names.append((group, name))
+            self.tensors.append(taken.view(()) if taken.ndim else taken)
+
+    def resolve(self, values: Sequence[float]) -> None:
+        """Fill in the numbers that have come from the device, in the order in which they were given."""
+        for (group, name), value in zip(self.names, values, strict=False):
+            self.known.setdefault(group, {})[name] = value
+
+    def group(self, group: str) -> dict[str, float]:
+        """Return the numbers of one group by name."""
+        return self.known.get(group, {})
+
+    def one(self, group: str) -> float | None:
+        """Return the number of a group that has only one, None where it has none."""
+        return self.known.get(group, {}).get("")
+
+
+def _bf16(bits: int) -> float:
+    import struct
+
+    return float(struct.unpack("<f", struct.pack("<I", bits << 16))[0])
+
+
+def learning_rates(optimizer: Any, given: Any) -> Mapping[str, Any]:
+    """Return learning rates by parameter group: as given, or from the optimizer's groups, numbered or by their name."""
+    if isinstance(given, Mapping):
+        return {str(name): value for name, value in given.items()}
+    if isinstance(given, (list, tuple)):
+        return {str(index): value for index, value in enumerate(given)}
+    if given is not None:
+        return {"0": given}
+    groups = getattr(optimizer, "param_groups", None)
+    if not isinstance(groups, (list, tuple)):
+        return {}
+    return {
+        str(group.get("name", index)): group["lr"]
+        for index, group in enumerate(groups)
+        if isinstance(group, Mapping) and "lr" in group
+    }

@@ -1,0 +1,151 @@
+"""What is captured at which step, and how that stretches to stay within the overhead budget.
+
+Pure: steps, seconds and costs come in, cadences go out. No clock, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+SCALARS: Final = "scalars"
+CODES: Final = "codes"
+CLUSTERS: Final = "clusters"
+CODEBOOKS: Final = "codebooks"
+RECONSTRUCTION: Final = "reconstruction"
+GRADIENTS: Final = "gradients"
+ENERGIES: Final = "energies"
+
+DEFAULT_EVERY: Final[Mapping[str, int]] = MappingProxyType(
+    {SCALARS: 1, CODES: 1, CLUSTERS: 5, ENERGIES: 20, GRADIENTS: 50, CODEBOOKS: 50, RECONSTRUCTION: 50}
+)
+"""Steps between two captures of each kind.
+
+Codes and scalars make the windows and are small. Cluster sizes are a few KiB and show revivals, which fade within tens of
+steps. A codebook moves slowly (decay 0.99: a time constant of 100 steps), and at one in 50 steps its 8 MiB are half of
+one percent of what the copy engine can move. A reconstruction sample is for readings whose trend is over hundreds of
+steps.
+"""
+
+EVERYTHING: Final[Mapping[str, int]] = MappingProxyType(dict.fromkeys(DEFAULT_EVERY, 1))
+
+STRETCH_ORDER: Final = (RECONSTRUCTION, CODEBOOKS, GRADIENTS, ENERGIES, CLUSTERS, CODES)
+MOST_STRETCH: Final = 64
+_OFFSETS: Final = {CODEBOOKS: 0, RECONSTRUCTION: 17, GRADIENTS: 34, ENERGIES: 7, CLUSTERS: 0}
+_REVIEW_STEPS: Final = 16
+_WARM_UP_STEPS: Final = 32
+_SMOOTHING: Final = 0.2
+_RELAX_BELOW: Final = 0.6
+
+
+def stretch(
+    base: Mapping[str, int], costs: Mapping[str, float], fixed: float, step_seconds: float, budget: float
+) -> dict[str, int]:
+    """Return by which power of two each cadence must be stretched for the expected cost to fit the budget.
+
+    ``costs`` are seconds per capture of a kind, ``fixed`` the seconds of every step that nothing can save. What costs
+    most is stretched first, ties in :data:`STRETCH_ORDER`, and codes only when all others are stretched as far as it
+    goes.
+
+    >>> stretch({"codes": 1, "reconstruction": 50}, {"codes": 1e-5, "reconstruction": 0.1}, 0.0, 0.025, 0.01)
+    {'codes': 1, 'reconstruction': 16}
+    """
+    factors = dict.fromkeys(base, 1)
+    allowed = budget * step_seconds
+    kinds = [kind for kind in STRETCH_ORDER if kind in base]
+
+    def share(kind: str) -> float:
+        return costs.get(kind, 0.0) / (base[kind] * factors[kind])
+
+    while fixed + sum(map(share, kinds)) > allowed:
+        worth = [k for k in kinds if factors[k] < MOST_STRETCH and share(k) > 0 and k != CODES]
+        if not worth:
+            worth = [k for k in kinds if factors[k] < MOST_STRETCH and share(k) > 0]
+        if not worth:
+            break
+        factors[max(worth, key=share)] *= 2
+    return factors
+
+
+class Schedule:
+    """Says what is due, and keeps the emitter's share of the step time at or below ``budget``.
+
+    Cadences are counted on the step number, so that ranks capture at the same steps, also while they stretch.
+
+    >>> schedule = Schedule({"codes": 1, "codebooks": 10}, budget=1.0)
+    >>> [sorted(schedule.due(step)) for step in (0, 1, 12)]
+    [['codebooks', 'codes'], ['codes'], ['codebooks', 'codes']]
+    """
+
+    def __init__(self, every: Mapping[str, int], budget: float) -> None:
+        unknown = set(every) - set(DEFAULT_EVERY)
+        if unknown:
+            raise ValueError(f"every={dict(every)!r}: expected some of {', '.join(DEFAULT_EVERY)}")
+        if not all(isinstance(steps, int) and steps >= 0 for steps in every.values()):
+            raise ValueError(f"every={dict(every)!r}: expected whole numbers of steps, 0 for never")
+        self._base = {kind: steps for kind, steps in every.items() if steps > 0}
+        self._budget = budget
+        self.every: dict[str, int] = dict(self._base)
+        self._last: int | None = None
+        self._costs: dict[str, float] = {}
+        self._fixed = 0.0
+        self._step_seconds = 0.0
+        self._observed = 0
+        self.overhead: float | None = None
+
+    def due(self, step: int) -> set[str]:
+        """Return the kinds to capture at this step, and remember it as the latest."""
+        found = self._crossed(step)
+        self._last = step
+        return found
+
+    def expects(self, kind: str) -> bool:
+        """Return whether ``kind`` will be due if the next step's number is one more than the latest."""
+        if kind not in self.every:
+            return False
+        return self._last is None or self._is_due(kind, self._last + 1, self._last)
+
+    def _crossed(self, step: int) -> set[str]:
+        last = self._last
+        if last is None or step < last:
+            return set(self.every)
+        return {kind for kind in self.every if self._is_due(kind, step, last)}
+
+    def _is_due(self, kind: str, step: int, last: int) -> bool:
+        every = self.every[kind]
+        if every == 1:
+            return True
+        offset = _OFFSETS.get(kind, 0)
+        return (step - offset) // every != (last - offset) // every
+
+    def spent(self, costs: Mapping[str, float]) -> None:
+        """Take in what one capture of some kinds cost, from the hook to the socket, in seconds of host time."""
+        for kind, seconds in costs.items():
+            self._costs[kind] = _smooth(self._costs.get(kind, 0.0), seconds)
+
+    def observe(self, own_seconds: float, of_kinds_seconds: float, step_seconds: float) -> None:
+        """Take in one step: the emitter's host time, how much of it went to kinds, and the time between two steps."""
+        self._observed += 1
+        if self._observed <= 2 or step_seconds <= 0.0:
+            return
+        self._fixed = _smooth(self._fixed, max(0.0, own_seconds - of_kinds_seconds))
+        self._step_seconds = _smooth(self._step_seconds, step_seconds)
+        ratio = own_seconds / step_seconds
+        self.overhead = ratio if self.overhead is None else self.overhead + 0.05 * (ratio - self.overhead)
+        if self._observed > _WARM_UP_STEPS and self._observed % _REVIEW_STEPS == 0:
+            self._review()
+
+    def _review(self) -> None:
+        needed = stretch(self._base, self._costs, self._fixed, self._step_seconds, self._budget)
+        relaxed = stretch(self._base, self._costs, self._fixed, self._step_seconds, _RELAX_BELOW * self._budget)
+        for kind, base in self._base.items():
+            now = self.every[kind] // base
+            # Tighten at once; let go only where there is room to spare, so that a cadence does not swing.
+            factor = max(now, needed[kind]) if relaxed[kind] >= now else max(needed[kind], relaxed[kind])
+            self.every[kind] = base * factor
+
+
+def _smooth(old: float, new: float) -> float:
+    """Return a moving average that starts at the first value and forgives one outlier quickly."""
+    return new if old == 0.0 else old + _SMOOTHING * (min(new, 4 * old) - old)
