@@ -143,7 +143,7 @@ _CODEBOOK = (
         "codebook",
         "codes",
         _LAYER,
-        "Codes that the window did not use. Absent until the window is long enough for a verdict: (K/0.1) ln(K/0.01) "
+        "Codes assigned fewer than 5 times in the window. Absent until that proves anything: (K/0.1) ln(K/0.01) "
         "effective assignments.",
         f"{_PROPOSAL}, 1.1, with a gate on evidence",
     ),
@@ -155,15 +155,6 @@ _CODEBOOK = (
         "Dead codes over codebook size, under the same gate.",
         f"{_PROPOSAL}, 7",
         bands=_DEAD,
-    ),
-    Metric(
-        "codebook_rare_codes",
-        "codebook",
-        "codes",
-        _LAYER,
-        "Codes that the window used fewer than 5 times: the proposal's dead-code count, over the window and without "
-        "a gate.",
-        f"{_PROPOSAL}, 1.2",
     ),
     Metric(
         "codebook_alive_codes_estimate",
@@ -374,6 +365,13 @@ _EMA = (
         "ratio",
         _LAYER,
         "Share of the revived codes that were in use when next looked at.",
+    ),
+    Metric(
+        "ema_unreplaced_ratio",
+        "ema",
+        "ratio",
+        _LAYER,
+        "Share of the codes that have been below the replacement threshold for 100 steps and were not replaced.",
     ),
     Metric("ema_revival_churn_ratio", "ema", "ratio", _LAYER, "Share of the codebook replaced per step."),
     Metric(
@@ -599,6 +597,14 @@ _EVALUATION = (
 
 _SIDECAR = (
     Metric("build_info", "sidecar", "info", ("version", "python"), "Version of the daemon.", per_run=False),
+    Metric("codebook_info", "sidecar", "info", ("layer", "kind", "family"), "How a codebook learns, and whose it is."),
+    Metric(
+        "sessions_gone",
+        "sidecar",
+        "ranks",
+        (),
+        "Ranks that fell silent without a goodbye: nothing for 300 s and for 50 of the run's usual steps.",
+    ),
     Metric("run_info", "sidecar", "info", ("state", "world_size", "layers"), "What the run said of itself."),
     Metric(
         "messages_received_total", "sidecar", "messages", ("kind",), "Messages read.", kind="counter", per_run=False

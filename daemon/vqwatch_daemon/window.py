@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vqwatch_daemon.metrics.counting import Repeats
+
 _EMPTY = -1
 
 
@@ -19,14 +21,15 @@ class UsageWindow:
 
     >>> window = UsageWindow(length=2, layers=1, codes=3)
     >>> for step in (1, 2, 3):
-    ...     _ = window.add(step, [0], np.array([[1, 0, step]]), np.array([1.0 + step]))
+    ...     _ = window.add(step, [0], np.array([[1, 0, step]]), Repeats(np.array([0]), np.array([step])))
     >>> window.counts.tolist(), window.steps()
     ([[2, 0, 5]], [2, 3])
     """
 
     def __init__(self, length: int, layers: int, codes: int) -> None:
         self._slots = np.zeros((length, layers, codes), np.int32)
-        self._effective = np.zeros((length, layers))
+        self._repeats = np.zeros((length, 2, layers), np.int64)
+        self._repeated: NDArray[np.int64] = np.zeros((2, layers), np.int64)
         self._at = np.full(length, _EMPTY, np.int64)
         self._slot_of: dict[int, int] = {}
         self._free = list(range(length - 1, -1, -1))
@@ -35,19 +38,18 @@ class UsageWindow:
     @property
     def nbytes(self) -> int:
         """Bytes that this window takes, whatever it holds."""
-        return self._slots.nbytes + self.counts.nbytes + self._effective.nbytes + self._at.nbytes
+        return self._slots.nbytes + self.counts.nbytes + self._repeats.nbytes + self._at.nbytes
 
     def steps(self) -> list[int]:
         """Return the steps in the window, oldest first."""
         return sorted(self._slot_of)
 
     @property
-    def effective_samples(self) -> NDArray[np.float64]:
-        """Return the effective sample size per layer ``[layers]`` over the window."""
-        total: NDArray[np.float64] = self._effective.sum(axis=0)
-        return total
+    def repeats(self) -> Repeats:
+        """How sticky the streams in the window were, per layer ``[layers]``."""
+        return Repeats(self._repeated[0], self._repeated[1])
 
-    def add(self, step: int, rows: Any, counts: NDArray[Any], effective: NDArray[np.float64]) -> bool:
+    def add(self, step: int, rows: Any, counts: NDArray[Any], repeats: Repeats) -> bool:
         """Add one rank's counts ``[rows, codes]`` of one step; ``rows`` names the layers.
 
         Returns False, and changes nothing, for a step that has left the window already.
@@ -59,7 +61,9 @@ class UsageWindow:
                 return False
         width = counts.shape[1]
         self._slots[slot, rows, :width] += counts.astype(np.int32, copy=False)
-        self._effective[slot, rows] += effective
+        for index, value in enumerate(repeats):
+            self._repeats[slot, index, rows] += value
+            self._repeated[index, rows] += value
         self.counts[rows, :width] += counts
         return True
 
@@ -79,7 +83,8 @@ class UsageWindow:
         slot = self._slot_of.pop(step)
         self.counts -= self._slots[slot]
         self._slots[slot] = 0
-        self._effective[slot] = 0
+        self._repeated -= self._repeats[slot]
+        self._repeats[slot] = 0
         self._at[slot] = _EMPTY
         return slot
 
@@ -104,10 +109,10 @@ class UsageWindow:
     def state(self) -> dict[str, NDArray[Any]]:
         """Return the steps held and their counts as arrays, oldest first."""
         order = [self._slot_of[step] for step in self.steps()]
-        return {"steps": self._at[order], "counts": self._slots[order], "effective": self._effective[order]}
+        return {"steps": self._at[order], "counts": self._slots[order], "repeats": self._repeats[order]}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
         """Take up what :meth:`state` returned, as far as it fits."""
         rows = np.arange(self.counts.shape[0])
-        for step, counts, effective in zip(state["steps"], state["counts"], state["effective"], strict=True):
-            self.add(int(step), rows, counts, effective)
+        for step, counts, repeats in zip(state["steps"], state["counts"], state["repeats"], strict=True):
+            self.add(int(step), rows, counts, Repeats(repeats[0], repeats[1]))

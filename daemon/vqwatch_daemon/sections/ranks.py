@@ -9,12 +9,16 @@ from statistics import median
 from typing import Any, Final
 
 from vqwatch.wire import Goodbye, Hello, Step
-
-from ..readings import Readings, one
+from vqwatch_daemon.metrics.training import stalled_ratio
+from vqwatch_daemon.readings import Readings, one
 
 STEP_TIMES_KEPT: Final = 128
 STEP_TIMES_NEEDED: Final = 20
 """Intervals between steps that must be known before a run can be called slow or stalled."""
+
+GONE_SECONDS: Final = 300.0
+GONE_STEPS: Final = 50
+"""A rank is gone after this long without a message, in seconds and in usual step times."""
 
 
 @dataclass(slots=True)
@@ -31,6 +35,7 @@ class Rank:
     dropped_before: dict[tuple[str, str], int] = field(default_factory=dict)
     every: dict[str, int] = field(default_factory=dict)
     said_goodbye: bool = False
+    era: int = 0
 
 
 class Ranks:
@@ -41,6 +46,8 @@ class Ranks:
         self._ranks: dict[int, Rank] = {}
         self._intervals: deque[float] = deque(maxlen=STEP_TIMES_KEPT)
         self._latest: tuple[int, int, float] | None = None
+        self._era = 0  # how often the run went back to a checkpoint
+        self._rewound_to = -1
         self.world_size = 1
         self.live = 0
 
@@ -72,7 +79,7 @@ class Ranks:
         if was_silent:
             self._count(now)
 
-    def step(self, message: Step, now: float) -> bool:
+    def step(self, message: Step) -> bool:
         """Take a step's report; return False when the rank had been as far before in this session."""
         rank = self._ranks[message.origin.rank]
         if rank.first_step is not None and message.step <= rank.step:
@@ -92,10 +99,29 @@ class Ranks:
     def _time(self, message: Step) -> None:
         """Measure step times by one rank's clock: the one that is furthest."""
         number, seconds = message.origin.rank, message.time_ns / 1e9
-        if self._latest is not None and self._latest[0] == number and message.step > self._latest[1]:
-            self._intervals.append((seconds - self._latest[2]) / (message.step - self._latest[1]))
+        latest = self._latest
+        if latest is not None and latest[0] == number and message.step > latest[1] and seconds > latest[2]:
+            self._intervals.append((seconds - latest[2]) / (message.step - latest[1]))
         if self._latest is None or message.step > self._latest[1] or number == self._latest[0]:
             self._latest = (number, message.step, seconds)
+
+    def goes_back(self, number: int, step: int) -> bool:
+        """Return whether ``step``, the first of a rank's new session, takes the run back to a checkpoint.
+
+        It does when the rank's earlier session had come as far or further; but when another rank took the run back
+        already, the ranks that follow it do not do so again.
+        """
+        rank = self._ranks[number]
+        if rank.first_step is not None or step > rank.step:
+            return False
+        follows = rank.era < self._era and step >= self._rewound_to
+        if not follows:
+            self._era += 1
+            self._rewound_to = step
+            self._latest = None
+        rank.era = self._era
+        rank.step = -1
+        return not follows
 
     def goodbye(self, message: Goodbye, now: float) -> None:
         """A session ends on purpose."""
@@ -164,24 +190,26 @@ class Ranks:
                 readings["emitter_dropped_total"][label, kind, reason] = count
             for kind, every in rank.every.items():
                 readings["emitter_cadence_steps"][label, kind] = every
-        readings["stalled_ratio"] = self._stalled(now)
+        readings["sessions_gone"] = one(sum(self._is_gone(rank, now) for rank in self._ranks.values()))
+        open_sessions = any(not rank.said_goodbye for rank in self._ranks.values())
         usual = self.step_seconds
-        if usual is not None and usual > 0:
+        if usual is not None and self._latest is not None and open_sessions:
+            readings["stalled_ratio"] = one(stalled_ratio(now - self._latest[2], usual))
             readings["steps_per_second"] = one(1 / usual)
+        else:
+            readings["stalled_ratio"] = readings["steps_per_second"] = {}
         return readings
 
-    def _stalled(self, now: float) -> dict[tuple[str, ...], float]:
-        usual = self.step_seconds
-        if usual is None or usual <= 0 or self._latest is None:
-            return {}
-        if not any(not rank.said_goodbye for rank in self._ranks.values()):
-            return {}
-        return one(max(0.0, now - self._latest[2]) / usual)
+    def _is_gone(self, rank: Rank, now: float) -> bool:
+        patience = max(GONE_SECONDS, GONE_STEPS * (self.step_seconds or 0.0))
+        return not rank.said_goodbye and now - rank.seen_at > patience
 
     def state(self) -> dict[str, Any]:
         """Return what a restarted daemon needs, fit for JSON."""
         return {
             "world_size": self.world_size,
+            "era": self._era,
+            "rewound_to": self._rewound_to,
             "intervals": list(self._intervals),
             "latest": self._latest,
             "ranks": {
@@ -196,6 +224,7 @@ class Ranks:
                     "dropped_before": [[*key, count] for key, count in rank.dropped_before.items()],
                     "every": rank.every,
                     "said_goodbye": rank.said_goodbye,
+                    "era": rank.era,
                 }
                 for number, rank in self._ranks.items()
             },
@@ -204,6 +233,7 @@ class Ranks:
     def restore(self, state: Mapping[str, Any], now: float) -> None:
         """Take up what :meth:`state` returned; silence is counted from now."""
         self.world_size = state["world_size"]
+        self._era, self._rewound_to = state["era"], state["rewound_to"]
         self._intervals.extend(state["intervals"])
         self._latest = tuple(state["latest"]) if state["latest"] else None
         for number, item in state["ranks"].items():

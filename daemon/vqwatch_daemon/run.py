@@ -1,0 +1,163 @@
+"""One training job as the daemon knows it: takes messages, merges ranks, yields readings.
+
+Knows no clock and no socket: time is an argument. What a message changes comes back as updates, each the readings of
+one step; the current value of every reading is in :attr:`Run.readings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from numpy.typing import NDArray
+
+from vqwatch.wire import Codebooks, Codes, Evaluation, Goodbye, Hello, Layer, Reconstruction, Step
+from vqwatch.wire import Message as AnyMessage
+from vqwatch_daemon.readings import Readings, Series, one
+from vqwatch_daemon.sections import reconstruction
+from vqwatch_daemon.sections.evaluation import Evaluations
+from vqwatch_daemon.sections.ranks import Ranks
+from vqwatch_daemon.sections.refused import Refused
+from vqwatch_daemon.sections.snapshots import Snapshots
+from vqwatch_daemon.sections.training import Training
+from vqwatch_daemon.sections.usage import CodebookUse
+
+PATIENCE_SECONDS: Final = 1.0
+"""How long a step waits for a rank that does not come."""
+
+
+class Update(NamedTuple):
+    """Readings that changed together, and the training step they are of."""
+
+    step: int
+    readings: Readings
+
+
+class Run:
+    """The state of one run. ``window`` is the length of the usage window in steps."""
+
+    def __init__(self, name: str, window: int, now: float) -> None:
+        self.name = name
+        self.started_at = now
+        self.readings: Readings = {}
+        self.ranks = Ranks()
+        self.layers: tuple[Layer, ...] = ()
+        self._window = window
+        self._delay = 0.0
+        self.training = Training()
+        self._build(())
+
+    def _build(self, layers: tuple[Layer, ...]) -> None:
+        """Begin anew with these layers; counters of the training go on."""
+        self.layers = layers
+        self.use = CodebookUse(layers, self._window)
+        self.snapshots = Snapshots(layers, self.use.window)
+        self.evaluations = Evaluations(layers)
+        self.training.lay_out(layer.name for layer in layers)
+
+    def apply(self, message: AnyMessage, now: float) -> list[Update]:
+        """Take one message that is in order; return what it changes.
+
+        Raises :class:`Refused` for what cannot be used; nothing has changed then.
+        """
+        handler = _HANDLERS[type(message)]
+        updates = [Update(*item) for item in handler(self, message, now)]
+        for update in updates:
+            self.readings.update(update.readings)
+        return updates
+
+    def heard(self, rank: int, now: float, lost: int) -> None:
+        """Note that a rank spoke, whatever it said, and how many messages before it are lost."""
+        self.ranks.heard(rank, now, lost)
+
+    def _hello(self, message: Hello, now: float) -> list[tuple[int, Readings]]:
+        if message.layers and message.layers != self.layers:
+            if _sizes(message.layers) != _sizes(self.layers):
+                self._build(message.layers)
+                self.readings = {
+                    name: series for name, series in self.readings.items() if not name.startswith(_OF_CODEBOOKS)
+                }
+            self.layers = message.layers
+        self.ranks.hello(message, now)
+        info: Series = {(layer.name, layer.kind, layer.family): 1.0 for layer in self.layers}
+        return [(max(self.ranks.furthest, 0), {"codebook_info": info, **self.training.nonfinite()})]
+
+    def _step(self, message: Step, now: float) -> list[tuple[int, Readings]]:
+        self._rewind_for(message)
+        if not self.ranks.step(message):
+            raise Refused("step_backwards", f"rank {message.origin.rank} reported step {message.step} or later before")
+        self._delay = now - message.time_ns / 1e9
+        return self.training.add(message, self.ranks.live, now)
+
+    def _rewind_for(self, message: Any) -> None:
+        """Go back when a new session of a rank starts at an earlier step: training resumed from a checkpoint."""
+        if not self.ranks.goes_back(message.origin.rank, message.step):
+            return
+        self.training.rewind(message.step)
+        self.use.rewind(message.step)
+        self.snapshots.rewind()
+
+    def _codes(self, message: Codes, now: float) -> list[tuple[int, Readings]]:
+        updates = self.use.add(message, self.ranks.live, now)
+        return [self._settled(step, readings) for step, readings in updates]
+
+    def _settled(self, step: int, readings: Readings) -> tuple[int, Readings]:
+        readings.update(self.snapshots.settle(step))
+        return step, readings
+
+    def _codebooks(self, message: Codebooks, _now: float) -> list[tuple[int, Readings]]:
+        readings = self.snapshots.add(message, self.use.tokens_per_step)
+        if self.snapshots.nonfinite:
+            readings.update(self.training.count_nonfinite("codebook", self.snapshots.nonfinite))
+        return [(message.step, readings)]
+
+    def _reconstruction(self, message: Reconstruction, _now: float) -> list[tuple[int, Readings]]:
+        readings, bad = reconstruction.read(message)
+        if bad:
+            readings.update(self.training.count_nonfinite("reconstruction", bad))
+            for name in _MEASURED_ON_FRAMES:  # must not go on looking like the last good value
+                readings[name] = {(): float("nan")}
+        return [(message.step, readings)]
+
+    def _evaluation(self, message: Evaluation, _now: float) -> list[tuple[int, Readings]]:
+        readings = self.evaluations.add(message, self.use.window.counts)
+        return [] if readings is None else [(message.step, readings)]
+
+    def _goodbye(self, message: Goodbye, now: float) -> list[tuple[int, Readings]]:
+        self.ranks.goodbye(message, now)
+        return []
+
+    def tick(self, now: float) -> list[Update]:
+        """Return what time alone changes: silence, lag, standstill, and steps that waited long enough."""
+        overdue = self.training.overdue(now, PATIENCE_SECONDS)
+        overdue += [self._settled(*item) for item in self.use.overdue(now, PATIENCE_SECONDS)]
+        presence = self.ranks.readings(now)
+        presence["message_delay_seconds"] = one(self._delay)
+        state = self.ranks.state_name(now)
+        presence["run_info"] = {(state, str(self.ranks.world_size), str(len(self.layers))): 1.0}
+        updates = [Update(*item) for item in overdue] + [Update(max(self.ranks.furthest, 0), presence)]
+        for update in updates:
+            self.readings.update(update.readings)
+        return updates
+
+    def usage(self) -> dict[str, NDArray[Any]]:
+        """Return how often each code was used over the window, by layer."""
+        return self.use.usage()
+
+
+def _sizes(layers: tuple[Layer, ...]) -> list[tuple[str, int]]:
+    return [(layer.name, layer.size) for layer in layers]
+
+
+_OF_CODEBOOKS: Final = ("codebook_", "ema_", "identifier_", "residual_")
+_MEASURED_ON_FRAMES: Final = ("reconstruction_mse", "reconstruction_snr_db", "reconstruction_cosine_similarity")
+
+_HANDLERS: Final[Mapping[type, Callable[[Run, Any, float], list[tuple[int, Readings]]]]] = {
+    Hello: Run._hello,
+    Step: Run._step,
+    Codes: Run._codes,
+    Codebooks: Run._codebooks,
+    Reconstruction: Run._reconstruction,
+    Evaluation: Run._evaluation,
+    Goodbye: Run._goodbye,
+}

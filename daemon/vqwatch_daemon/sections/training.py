@@ -1,0 +1,203 @@
+"""Losses, gradients and residual energies of one run: step scalars in, training readings out."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from vqwatch.wire import Step
+from vqwatch_daemon.metrics import training
+from vqwatch_daemon.metrics.residuals import residuals
+from vqwatch_daemon.readings import Readings, known, one
+from vqwatch_daemon.sections.gather import Gather
+
+TREND_READINGS: Final = 100
+TREND_EVERY: Final = 10
+"""Steps between two fits of the trend, and readings that it is fitted to."""
+
+RECONSTRUCTION_NAMES: Final = ("recon*", "rec", "rec_*")
+VQ_NAMES: Final = ("vq*", "commit*", "quant*")
+"""Names of loss components that count as reconstruction and as VQ loss; the first that fits is taken."""
+
+_Values = dict[str, dict[str, float]]
+
+
+class _Mean:
+    """Means over the ranks of one step, value by value; a rank that did not report a value does not count for it."""
+
+    __slots__ = ("_counts", "_sums")
+
+    def __init__(self) -> None:
+        self._sums: _Values = {}
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def add(self, values: Mapping[str, Mapping[str, float]]) -> None:
+        for group, entries in values.items():
+            sums = self._sums.setdefault(group, {})
+            for name, value in entries.items():
+                sums[name] = sums.get(name, 0.0) + value
+                self._counts[group, name] = self._counts.get((group, name), 0) + 1
+
+    def compute(self) -> _Values:
+        return {
+            group: {name: total / self._counts[group, name] for name, total in entries.items()}
+            for group, entries in self._sums.items()
+        }
+
+
+class Training:
+    """What the scalars of a run's steps say, merged over ranks."""
+
+    def __init__(self) -> None:
+        self._layers: tuple[str, ...] = ()
+        self._gather = Gather()
+        self._means: dict[int, _Mean] = {}
+        self._smoothed: dict[str, training.Smoothed] = {}
+        self._trend: dict[str, deque[tuple[int, float]]] = {}
+        self._nonfinite: dict[str, int] = {}
+        self._steps = 0
+
+    def add(self, message: Step, live: int, now: float) -> list[tuple[int, Readings]]:
+        """Take one rank's scalars; return the readings of each step that is complete with them.
+
+        Non-finite values are counted at once, whichever ranks are still to come.
+        """
+        values = _values(message)
+        bad = self._count_nonfinite(values)
+        if self._gather.is_late(message.step):
+            return [(message.step, bad)] if bad else []
+        self._means.setdefault(message.step, _Mean()).add(values)
+        complete = [(step, self._read(step)) for step in self._gather.add(message.step, message.origin.rank, live, now)]
+        if bad and not complete:
+            return [(message.step, bad)]
+        if bad:
+            complete[-1][1].update(bad)
+        return complete
+
+    def overdue(self, now: float, patience_seconds: float) -> list[tuple[int, Readings]]:
+        """Return the readings of steps that wait for a rank which does not come."""
+        return [(step, self._read(step)) for step in self._gather.overdue(now, patience_seconds)]
+
+    def _count_nonfinite(self, values: _Values) -> Readings:
+        found = False
+        for group, source in (("loss", "loss"), ("gradient", "gradient"), ("energy", "residual")):
+            self._nonfinite.setdefault(source, 0)
+            count = sum(not math.isfinite(value) for value in values.get(group, {}).values())
+            if count:
+                self._nonfinite[source] += count
+                found = True
+        return self.nonfinite() if found else {}
+
+    def count_nonfinite(self, source: str, count: int) -> Readings:
+        """Count non-finite values that another section met; return the counters."""
+        self._nonfinite[source] = self._nonfinite.get(source, 0) + count
+        return self.nonfinite()
+
+    def nonfinite(self) -> Readings:
+        """Return the counters of non-finite values by source."""
+        return {"nonfinite_total": {(source,): float(count) for source, count in self._nonfinite.items()}}
+
+    def _read(self, step: int) -> Readings:
+        values = self._means.pop(step).compute()
+        self._steps += 1
+        readings: Readings = {"step": one(step)}
+        if self._steps == 1:
+            readings.update(self.nonfinite())
+        losses = values.get("loss", {})
+        if losses:
+            readings.update(self._losses(step, losses))
+        if "gradient" in values:
+            readings["gradient_norm"] = {(): values["gradient"]["norm"]}
+        if "modules" in values:
+            readings["gradient_norm_by_module"] = _labelled(values["modules"])
+        if "rates" in values:
+            readings["learning_rate"] = _labelled(values["rates"])
+        if "update" in values:
+            readings["update_to_weight_ratio"] = {(): values["update"]["ratio"]}
+        if "energy" in values:
+            readings.update(self._energies(values["energy"]))
+        return readings
+
+    def _losses(self, step: int, losses: dict[str, float]) -> Readings:
+        smoothed = {}
+        for name, value in losses.items():
+            smoothed[name,] = self._smoothed.setdefault(name, training.Smoothed()).update(step, value)
+            self._trend.setdefault(name, deque(maxlen=TREND_READINGS)).append((step, smoothed[name,]))
+        readings: Readings = {
+            "loss": _labelled(losses),
+            "loss_smoothed": known(smoothed, smoothed.values()),
+            "loss_share_ratio": _finite(training.loss_shares(losses)),
+        }
+        if self._steps % TREND_EVERY == 0:
+            slopes = {name: training.slope(*zip(*points, strict=True)) for name, points in self._trend.items()}
+            readings["loss_slope"] = _finite(slopes)
+        vq, reconstruction = _first(losses, VQ_NAMES), _first(losses, RECONSTRUCTION_NAMES)
+        if vq is not None and reconstruction is not None:
+            readings["loss_vq_to_reconstruction_ratio"] = one(training.ratio(vq, reconstruction))
+        return readings
+
+    def _energies(self, energies: dict[str, float]) -> Readings:
+        """Read the stack in its own order; a layer without an energy was dropped out at this step."""
+        entering = energies.pop("", math.nan)
+        found = residuals(entering, [energies.get(name, math.nan) for name in self._layers])
+        labels = [(name,) for name in self._layers]
+        return {
+            "residual_energy_ratio": known(labels, found.energy_ratio),
+            "residual_gain_db": known(labels, found.gain_db),
+        }
+
+    def lay_out(self, layers: Iterable[str]) -> None:
+        """The residual stack has these layers from now on; everything else goes on."""
+        self._layers = tuple(layers)
+
+    def rewind(self, step: int) -> None:
+        """Training has gone back to a checkpoint: steps from ``step`` on will come again."""
+        self._gather.rewind(step)
+        self._means = {known_step: mean for known_step, mean in self._means.items() if known_step < step}
+        self._smoothed.clear()
+        self._trend.clear()
+
+    def state(self) -> dict[str, Any]:
+        """Return the counters, which must never go back, fit for JSON."""
+        return {"nonfinite": dict(self._nonfinite), "steps": self._steps}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` returned."""
+        self._nonfinite = {name: int(count) for name, count in state["nonfinite"].items()}
+        self._steps = int(state["steps"])
+
+
+def _values(message: Step) -> _Values:
+    values: _Values = {}
+    if message.losses:
+        values["loss"] = dict(message.losses)
+    if message.gradient_norm is not None:
+        values["gradient"] = {"norm": message.gradient_norm}
+    if message.gradient_norms:
+        values["modules"] = dict(message.gradient_norms)
+    if message.learning_rates:
+        values["rates"] = dict(message.learning_rates)
+    if message.update_ratio is not None:
+        values["update"] = {"ratio": message.update_ratio}
+    if message.input_energy is not None:
+        values["energy"] = {"": message.input_energy, **message.residual_energy}
+    return values
+
+
+def _labelled(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
+    return {(name,): value for name, value in values.items()}
+
+
+def _finite(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
+    return {(name,): value for name, value in values.items() if math.isfinite(value)}
+
+
+def _first(losses: Mapping[str, float], patterns: tuple[str, ...]) -> float | None:
+    for pattern in patterns:
+        for name, value in losses.items():
+            if fnmatchcase(name, pattern):
+                return value
+    return None

@@ -1,0 +1,172 @@
+"""Codebook use of one run: codes in, usage readings out.
+
+All layers are counted and judged together, as rows of one array, because a training step must cost the daemon well
+under a millisecond. Comparing layers with each other costs more and comes every :data:`COMPARE_EVERY` steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqwatch.wire import Codes, Layer
+from vqwatch_daemon.arrays import as_array, as_mask
+from vqwatch_daemon.metrics import between, codebook, usage
+from vqwatch_daemon.metrics.counting import count_assignments, count_repeats
+from vqwatch_daemon.metrics.identifiers import IdentifierSample
+from vqwatch_daemon.readings import Labels, Readings, known, one
+from vqwatch_daemon.sections.gather import Gather
+from vqwatch_daemon.sections.refused import Refused
+from vqwatch_daemon.window import UsageWindow
+
+COMPARE_EVERY: Final = 10
+"""Steps with codes between two comparisons of the layers with each other."""
+
+RELATE_EVERY: Final = 200
+"""Steps with codes between two estimates of the mutual information of layers; a multiple of :data:`COMPARE_EVERY`."""
+
+SLOPE_READINGS: Final = 100
+"""Utilization readings that the slope is fitted to."""
+
+SLOPE_EVERY: Final = 10
+"""Steps with codes between two fits of the slope."""
+
+
+class CodebookUse:
+    """The window of one run's codes, merged over ranks, and what it says."""
+
+    def __init__(self, layers: tuple[Layer, ...], window: int) -> None:
+        self._names: list[Labels] = [(layer.name,) for layer in layers]
+        self._rows = {layer.name: row for row, layer in enumerate(layers)}
+        self._of_size = [layer.size for layer in layers]
+        self._sizes = np.array(self._of_size, np.int64)
+        self._empty_window = (window, len(layers), int(self._sizes.max(initial=1)))
+        self.window = UsageWindow(*self._empty_window)
+        self._gather = Gather()
+        self._totals = np.zeros((3, len(layers)), np.int64)  # assigned, ignored, out of range
+        self._parts: dict[tuple[int, int], int] = {}
+        self._utilization: deque[tuple[int, NDArray[np.float64]]] = deque(maxlen=SLOPE_READINGS)
+        self._identifiers = IdentifierSample(len(layers))
+        self._rng = np.random.default_rng(0)  # fixed, so that a replay gives the same readings
+        self.updates = 0
+        self.tokens_per_step: float | None = None
+
+    def add(self, message: Codes, live: int, now: float) -> list[tuple[int, Readings]]:
+        """Count one rank's codes; return the readings of each step that is complete with them.
+
+        Raises :class:`Refused` for a layer that ``hello`` did not announce.
+        """
+        try:
+            rows = [self._rows[name] for name in message.layers]
+        except KeyError as error:
+            raise Refused("unknown_layer", f"codes of layer {error.args[0]!r}; announced: {list(self._rows)}") from None
+        self._count(message, rows)
+        rank = message.origin.rank
+        if message.parts > 1:
+            came = self._parts.get((rank, message.step), 0) + 1
+            if came < message.parts:
+                self._parts[rank, message.step] = came
+                return []
+            self._parts.pop((rank, message.step), None)
+        return [(step, self._read(step)) for step in self._gather.add(message.step, rank, live, now)]
+
+    def _count(self, message: Codes, rows: list[int]) -> None:
+        indices = as_array(message.indices)
+        mask = as_mask(message.mask)
+        taken = count_assignments(indices, [self._of_size[row] for row in rows], mask)
+        repeats = count_repeats(indices, mask)
+        if not self.window.add(message.step, rows, taken.counts, repeats):
+            raise Refused("late", f"codes of step {message.step} have left the window")
+        if len(rows) == len(self._names):
+            self._identifiers.add(indices if rows == sorted(rows) else indices[np.argsort(rows)], self._rng, mask)
+        self._totals[0, rows] += taken.counts.sum(axis=1)
+        self._totals[1, rows] += taken.ignored
+        self._totals[2, rows] += taken.out_of_range
+
+    def overdue(self, now: float, patience_seconds: float) -> list[tuple[int, Readings]]:
+        """Return the readings of steps that wait for a rank which does not come."""
+        return [(step, self._read(step)) for step in self._gather.overdue(now, patience_seconds)]
+
+    def _read(self, step: int) -> Readings:
+        self.updates += 1
+        readings = self._of_window()
+        readings.update(self._of_step(step))
+        tokens = readings.get("codebook_tokens_per_step", {}).values()
+        self.tokens_per_step = max(tokens, default=None)
+        utilization = readings["codebook_utilization_ratio"]
+        self._utilization.append((step, np.array([utilization.get(name, np.nan) for name in self._names])))
+        if self.updates % SLOPE_EVERY == 0:
+            steps, values = zip(*self._utilization, strict=True)
+            slopes = codebook.slope(np.array(steps, np.float64), np.array(values).T)
+            readings["codebook_utilization_slope"] = self._series(slopes)
+        if self.updates % COMPARE_EVERY == 1:
+            readings.update(self._between())
+        return readings
+
+    def _series(self, values: Any) -> dict[Labels, float]:
+        return known(self._names, np.asarray(values, np.float64).tolist())
+
+    def _of_window(self) -> Readings:
+        counts, sizes = self.window.counts, self._sizes
+        values = usage.per_layer(counts, sizes, self.window.repeats)
+        readings = {name: self._series(value) for name, value in values.items()}
+        readings.update((name, one(value)) for name, value in usage.across_layers(values).items())
+        assigned, ignored, invalid = self._totals
+        readings["codebook_alive_codes_estimate"] = self._series(codebook.alive_codes(counts, sizes))
+        readings["codebook_assignments_total"] = self._series(assigned)
+        readings["codebook_ignored_assignments_total"] = self._series(ignored)
+        readings["codebook_invalid_assignments_total"] = self._series(invalid)
+        readings["ema_updates"] = dict.fromkeys(self._names, float(self.updates))
+        return readings
+
+    def _of_step(self, step: int) -> Readings:
+        counts = self.window.of_step(step)
+        if counts is None:
+            return {}
+        samples = counts.sum(axis=1).astype(np.float64)
+        samples[samples == 0] = np.nan
+        return {
+            "codebook_tokens_per_step": self._series(samples),
+            "codebook_zero_index_ratio": self._series(counts[:, 0] / samples),
+        }
+
+    def _between(self) -> Readings:
+        """Compare the layers: by their counts often, by the codes that one vector got from each of them seldom."""
+        readings: Readings = {}
+        if len(self._names) > 1:
+            correlation = between.usage_correlation(self.window.counts, self._sizes)
+            readings["codebook_usage_correlation"] = self._matrix(correlation)
+        sample = self._identifiers.compute()
+        readings["identifier_unique_ratio"] = one(sample.unique_ratio)
+        readings["identifier_collision_ratio"] = one(sample.collision_ratio)
+        readings["identifier_effective_count"] = one(sample.effective_count)
+        readings["identifier_samples"] = one(sample.samples)
+        if len(self._names) > 1 and self.updates % RELATE_EVERY == 1 and self.updates > 1:
+            information = between.mutual_information(self._identifiers.codes.T, self._rng)
+            readings["codebook_mutual_information_nats"] = self._matrix(information)
+        return readings
+
+    def _matrix(self, values: NDArray[np.float64]) -> dict[Labels, float]:
+        """Return the entries above the diagonal, labelled by both layers."""
+        return {
+            (*self._names[row], *self._names[column]): float(values[row, column])
+            for row in range(len(self._names))
+            for column in range(row + 1, len(self._names))
+            if not np.isnan(values[row, column])
+        }
+
+    def usage(self) -> dict[str, NDArray[np.int64]]:
+        """Return how often each code was used over the window, by layer."""
+        return {name: self.window.counts[row, : self._sizes[row]].copy() for name, row in self._rows.items()}
+
+    def rewind(self, step: int) -> None:
+        """Training has gone back to a checkpoint: steps from ``step`` on will come again."""
+        self.window.rewind(step)
+        self._gather.rewind(step)
+        self._parts.clear()
+        self._utilization = deque(
+            (item for item in self._utilization if item[0] < step), maxlen=self._utilization.maxlen
+        )
