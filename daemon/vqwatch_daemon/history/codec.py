@@ -11,7 +11,8 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from vqwatch_daemon.readings import Labels, Series
+from vqwatch_daemon.history.curve import Sample
+from vqwatch_daemon.readings import Labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,28 +46,35 @@ Item: TypeAlias = SampleItem | UsageItem | AlertItem
 
 
 def packed_tail(items: Sequence[SampleItem]) -> bytes:
-    """Return samples of one run as one row."""
-    rows = [
-        (item.step, item.now, {metric: _entries(series) for metric, series in item.readings.items()}) for item in items
-    ]
-    return zlib.compress(msgpack.packb(rows), 1)
+    """Return samples of one run as one row: which series there were, once; then their values, sample by sample."""
+    shapes: dict[tuple[str, tuple[Labels, ...]], int] = {}
+    rows = []
+    for item in items:
+        places: list[int] = []
+        values: list[float] = []
+        for metric, series in item.readings.items():
+            places.append(shapes.setdefault((metric, tuple(series)), len(shapes)))
+            values.extend(series.values())
+        with np.errstate(over="ignore"):
+            rows.append((item.step, item.now, places, np.array(values, "<f4").tobytes()))
+    return zlib.compress(msgpack.packb((list(shapes), rows)), 1)
 
 
-def _entries(series: Mapping[Labels, float]) -> list[tuple[Any, ...]]:
-    return [(*labels, float(value)) for labels, value in series.items()]
-
-
-def unpacked_tail(data: bytes) -> dict[str, list[tuple[int, float, Series]]]:
+def unpacked_tail(data: bytes) -> dict[str, list[Sample]]:
     """Return a tail row's samples by metric; empty when the row cannot be read."""
     try:
-        rows = msgpack.unpackb(zlib.decompress(data))
+        shapes, rows = msgpack.unpackb(zlib.decompress(data))
     except (ValueError, zlib.error):
         return {}
-    columns: dict[str, list[tuple[int, float, Series]]] = {}
-    for step, now, readings in rows:
-        for metric, entries in readings.items():
-            series = {tuple(entry[:-1]): entry[-1] for entry in entries}
-            columns.setdefault(metric, []).append((step, now, series))
+    known = [(metric, tuple(map(tuple, labels))) for metric, labels in shapes]
+    columns: dict[str, list[Sample]] = {}
+    for step, now, places, packed in rows:
+        values = np.frombuffer(packed, "<f4")
+        start = 0
+        for place in places:
+            metric, labels = known[place]
+            columns.setdefault(metric, []).append((step, now, labels, values[start : start + len(labels)]))
+            start += len(labels)
     return columns
 
 

@@ -18,7 +18,7 @@ class Limits:
 
     A reading is kept at most once per ``resolution`` seconds (layer-by-layer matrices: ``matrix_resolution``). After
     ``fine_hours`` samples become buckets of ``medium_seconds`` (smallest, mean, largest), after ``medium_hours``
-    buckets of ``coarse_seconds``. Nothing lives longer than ``max_age_days``; beyond ``max_bytes`` the oldest goes.
+    buckets of ``coarse_seconds``; a bucket's values are right to 1.3e-4. Nothing lives longer than ``max_age_days``; beyond ``max_bytes`` the oldest goes.
     What is in memory reaches the file every ``flush_seconds``: a killed daemon loses no more than that.
     """
 
@@ -27,9 +27,9 @@ class Limits:
     usage_resolution: float = 10.0
     flush_seconds: float = 2.0
     block_seconds: float = 300.0
-    fine_hours: float = 6.0
+    fine_hours: float = 4.0
     medium_seconds: float = 30.0
-    medium_hours: float = 72.0
+    medium_hours: float = 48.0
     coarse_seconds: float = 600.0
     max_age_days: float = 30.0
     max_bytes: int = 512 * 1024 * 1024

@@ -83,7 +83,7 @@ class HistoryReader:
                 parts.setdefault(metric, []).append(curve.unpack(data))
             except ValueError as error:
                 logger.warning("a block of %s cannot be read: %s", metric, error)
-        samples: dict[str, list[Any]] = {}
+        samples: dict[str, list[curve.Sample]] = {}
         for (data,) in tails:
             for metric, rows in unpacked_tail(data).items():
                 if metric in wanted:

@@ -24,7 +24,6 @@ from vqwatch_daemon.history.codec import (
     unpacked_tail,
 )
 from vqwatch_daemon.history.limits import Limits
-from vqwatch_daemon.readings import Series
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +135,7 @@ class Writer:
         """Turn a run's tail into blocks."""
         execute = self._connection.execute
         rows = execute("SELECT data FROM tail WHERE run = ? ORDER BY id", (run,)).fetchall()
-        columns: dict[str, list[tuple[int, float, Series]]] = {}
+        columns: dict[str, list[curve.Sample]] = {}
         for (data,) in rows:
             for metric, samples in unpacked_tail(data).items():
                 columns.setdefault(metric, []).extend(samples)
@@ -198,7 +197,7 @@ class Writer:
             ).fetchall()
             joined = curve.join(_readable(data for _, data in rows))
             if joined is not None:
-                self._insert(run, metric, level + 1, curve.bucket(joined, seconds))
+                self._insert(run, metric, level + 1, curve.rounded(curve.bucket(joined, seconds)))
             self._connection.executemany("DELETE FROM block WHERE id = ?", [(key,) for key, _ in rows])
 
     def _thin_usage(self, run: int, level: int, before: float, seconds: float) -> None:
