@@ -61,7 +61,7 @@ def geometry(codebook: Floats, active: Mask | None = None) -> Geometry:
         rows = book.astype(np.float64)
         gram = rows @ rows.T if len(rows) <= min(LARGEST_GRAM, rows.shape[1]) else None
         norms.append(np.sqrt(gram.diagonal() if gram is not None else row_products(rows, rows)))
-        variances.append(_variance(rows))
+        variances.append(_variance(rows, gram))
         ranks.append(_rank(rows, rows_used, gram))
         twins += _twins(rows, norms[-1], gram, TWIN_COSINE)
         spreads.append(_spread(norms[-1]))
@@ -85,7 +85,7 @@ def embedding_variance(codebook: Floats) -> float:
     0.5
     """
     books = as_books(codebook)
-    return NAN if nonfinite_values(books) else min(_variance(book.astype(np.float64)) for book in books)
+    return NAN if nonfinite_values(books) else min(_variance(book.astype(np.float64), None) for book in books)
 
 
 def effective_rank(codebook: Floats, active: Mask | None = None) -> float:
@@ -165,10 +165,13 @@ def _largest(values: list[float]) -> float:
     return max((value for value in values if value == value), default=NAN)
 
 
-def _variance(rows: NDArray[np.float64]) -> float:
-    centre = rows.mean(axis=0)
-    flat = rows.reshape(-1)
-    return max(0.0, float((np.dot(flat, flat) / len(rows) - np.dot(centre, centre)) / rows.shape[1]))
+def _variance(rows: NDArray[np.float64], gram: NDArray[np.float64] | None) -> float:
+    if gram is not None:
+        total, centre = gram.trace() / len(rows), gram.sum() / len(rows) ** 2
+    else:
+        flat, mean = rows.reshape(-1), rows.mean(axis=0)
+        total, centre = np.dot(flat, flat) / len(rows), np.dot(mean, mean)
+    return max(0.0, float((total - centre) / rows.shape[1]))
 
 
 def _rank(rows: NDArray[np.float64], active: Mask, gram: NDArray[np.float64] | None) -> float:
