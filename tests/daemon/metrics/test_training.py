@@ -1,0 +1,147 @@
+"""Losses, trends and speed against plain loops, numpy's polyfit and made-up clocks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from vqwatch_daemon.metrics.training import (
+    Smoothed,
+    loss_shares,
+    ratio,
+    seconds_per_step,
+    slope,
+    stalled_ratio,
+    steps_per_second,
+)
+
+finite = st.floats(-1e6, 1e6)
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=6))
+def test_shares_of_losses_that_add_up_add_up_to_one(parts: list[float]) -> None:
+    assume(sum(parts) > 1e-3)
+    shares = loss_shares({"total": sum(parts)} | {str(i): part for i, part in enumerate(parts)})
+    assert "total" not in shares
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(0 <= share <= 1 + 1e-9 for share in shares.values())
+
+
+@pytest.mark.parametrize("total", [0.0, math.nan, math.inf])
+def test_a_total_that_is_no_measure_gives_no_shares(total: float) -> None:
+    assert math.isnan(loss_shares({"total": total, "vq": 1.0})["vq"])
+
+
+def test_a_bad_component_does_not_spoil_the_others() -> None:
+    shares = loss_shares({"total": 2.0, "vq": math.nan, "recon": 1.0})
+    assert math.isnan(shares["vq"])
+    assert shares["recon"] == 0.5
+    assert loss_shares({"vq": 1.0}) == loss_shares({}) == {}
+
+
+@pytest.mark.parametrize(("part", "whole"), [(1, 0), (0, 0), (math.nan, 1), (1, math.inf), (math.inf, 1)])
+def test_a_ratio_that_says_nothing_is_unknown(part: float, whole: float) -> None:
+    assert math.isnan(ratio(part, whole))
+
+
+def test_a_ratio_of_small_losses_is_not_bent_by_a_constant() -> None:
+    assert ratio(2e-9, 1e-9) == pytest.approx(2)
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), finite), min_size=1, max_size=30), st.floats(0.5, 100))
+def test_the_smoothed_value_is_the_weighted_mean_of_all_that_came(
+    readings: list[tuple[int, float]], half_life: float
+) -> None:
+    series, step, steps = Smoothed(half_life), 0, []
+    for gap, value in readings:
+        step += gap
+        steps.append(step)
+        series.update(step, value)
+    weights = [0.5 ** ((step - past) / half_life) for past in steps]
+    expected = sum(w * value for w, (_, value) in zip(weights, readings, strict=True)) / sum(weights)
+    assert series.value == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_after_a_jump_half_the_way_is_done_in_one_half_life() -> None:
+    series = Smoothed(half_life=50)
+    for step in range(2000):
+        series.update(step, 0.0)
+    for step in range(2000, 2050):
+        series.update(step, 1.0)
+    assert series.value == pytest.approx(0.5, abs=1e-6)
+
+
+def test_non_finite_readings_are_skipped_and_nothing_is_known_before_the_first() -> None:
+    series = Smoothed()
+    assert math.isnan(series.value)
+    assert math.isnan(series.update(1, math.nan))
+    assert series.update(2, 4.0) == 4.0
+    assert series.update(3, math.inf) == 4.0
+
+
+def test_steps_that_go_backwards_or_repeat_count_as_one_later() -> None:
+    forward, rewound = Smoothed(5), Smoothed(5)
+    for step, value in ((100, 1.0), (101, 2.0), (102, 3.0)):
+        forward.update(step, value)
+    for step, value in ((100, 1.0), (40, 2.0), (40, 3.0)):
+        rewound.update(step, value)
+    assert rewound.value == pytest.approx(forward.value)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), finite), min_size=3, max_size=40, unique_by=lambda pair: pair[0]))
+def test_the_slope_is_polyfits(points: list[tuple[int, float]]) -> None:
+    steps, values = zip(*points, strict=True)
+    expected = np.polyfit(np.array(steps) - np.mean(steps), values, 1)[0]
+    assert slope(steps, values) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_the_slope_late_in_a_run_is_as_precise_as_early() -> None:
+    steps = [10_000_000 + i for i in range(100)]
+    assert slope(steps, [5 - 1e-4 * i for i in range(100)]) == pytest.approx(-1e-4, rel=1e-6)
+
+
+@pytest.mark.parametrize("points", [([], []), ([1], [2.0]), ([1, 1], [2.0, 3.0]), ([1, 2], [math.nan, 3.0])])
+def test_fewer_than_two_different_steps_have_no_slope(points: tuple[list[float], list[float]]) -> None:
+    assert math.isnan(slope(*points))
+
+
+def test_a_bad_value_is_left_out_of_the_slope() -> None:
+    assert slope([0, 1, 2, 3], [0.0, math.nan, 2.0, 3.0]) == pytest.approx(1)
+
+
+def test_speed_is_the_usual_one_whatever_pauses_there_were() -> None:
+    steps, times, now = [], [], 1_700_000_000.0
+    for step in range(200):
+        now += 0.02 + (30.0 if step % 20 == 10 else 0.0)
+        steps.append(step)
+        times.append(now)
+    assert steps_per_second(steps, times) == pytest.approx(50, rel=1e-3)
+
+
+def test_messages_that_skip_steps_weigh_as_many_steps() -> None:
+    assert seconds_per_step([0, 100, 101, 102], [0.0, 10.0, 15.0, 20.0]) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "times"), [([], []), ([1], [0.0]), ([1, 1], [0.0, 1.0]), ([2, 1], [0.0, 1.0]), ([1, 2], [5.0, 5.0])]
+)
+def test_without_progress_there_is_no_speed(steps: list[int], times: list[float]) -> None:
+    assert math.isnan(steps_per_second(steps, times))
+
+
+def test_a_clock_or_a_step_that_goes_back_is_left_out() -> None:
+    assert seconds_per_step([1, 2, 3, 2, 3, 4], [0.0, 1.0, 0.5, 1.5, 2.5, 3.5]) == pytest.approx(1.0)
+
+
+@given(st.floats(0, 1e6), st.floats(1e-6, 1e4))
+def test_a_stall_is_measured_in_usual_steps_but_not_in_hiccups(since: float, usual: float) -> None:
+    assert stalled_ratio(since, usual) == pytest.approx(since / max(usual, 1.0))
+
+
+def test_a_stall_is_not_known_before_the_usual_time_is() -> None:
+    assert math.isnan(stalled_ratio(10.0, math.nan))
+    assert stalled_ratio(-1.0, 1.0) == 0
