@@ -63,6 +63,7 @@ class Hub:
         self.book = book
         self.engine = engine
         self.observers: list[Observer] = []
+        self.transitions = 0
         self.alert_counts: Callable[[], Readings] = dict
         self._window = window
         self._most_runs = most_runs
@@ -164,6 +165,7 @@ class Hub:
 
     def _announce(self, transitions: Sequence[Transition]) -> list[Reply]:
         replies: list[Reply] = []
+        self.transitions += len(transitions)
         for transition in transitions:
             alert = transition.alert
             level = logging.WARNING if transition.to == "firing" and alert.severity != "info" else logging.INFO

@@ -91,7 +91,8 @@ class Receiver:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             raise ReceiverError(f"cannot listen on {endpoint}: {error}") from error
-        return self._socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+        bound = self._socket.getsockopt(zmq.LAST_ENDPOINT)
+        return bound.decode().rstrip("\0") if isinstance(bound, bytes) else endpoint
 
     def _guard(self, path: Path) -> None:
         """Own the socket's directory and lock it: a second bind to an ipc path would silently steal it."""

@@ -1,0 +1,252 @@
+"""The daemon put together: the one file that knows socket, clock, registry and threads.
+
+    daemon = Daemon(settings)
+    daemon.run()        # until stop() is called, from a signal handler or another thread
+
+The calling thread takes messages, computes and evaluates rules; HTTP, each Alertmanager and the history have threads of
+their own and see the hub under one lock, for as long as a copy takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+from prometheus_client.process_collector import ProcessCollector
+
+from vqwatch.wire import Ack, Message, Stop, Welcome
+from vqwatch_daemon.alertmanager import Alertmanagers
+from vqwatch_daemon.catalogue import CATALOGUE
+from vqwatch_daemon.delivery import Book
+from vqwatch_daemon.exposition import Snapshot, SnapshotCollector, exposition
+from vqwatch_daemon.history import History
+from vqwatch_daemon.hub import Hub
+from vqwatch_daemon.readings import Readings, copy
+from vqwatch_daemon.receiver import Receiver
+from vqwatch_daemon.settings import Settings, split_address
+from vqwatch_daemon.web import RunView, create_app, serve
+from vqwatch_rules import Alert, Engine, Transition, load, runbooks
+
+_log = logging.getLogger(__name__)
+
+TICK_SECONDS: Final = 1.0
+IDLE_WAIT_SECONDS: Final = 0.1
+CLOSE_SECONDS: Final = 5.0
+
+
+class Daemon:
+    """Everything that ``vqwatch daemon`` is made of.
+
+    Raises RuleError, ReceiverError or OSError when it cannot start as asked; nothing is left behind then.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._resources = ExitStack()
+        try:
+            self._start(settings)
+        except BaseException:
+            self._resources.close()
+            raise
+
+    def _start(self, settings: Settings) -> None:
+        self.instance = uuid4().hex
+        metrics = {name: metric.labels for name, metric in CATALOGUE.items()}
+        engine = Engine(load(settings.rules, metrics))
+        self.hub = Hub(
+            Book(self.instance),
+            engine,
+            window=settings.window,
+            most_runs=settings.max_runs,
+            retention_seconds=settings.run_retention_seconds,
+            allow_stop=settings.allow_stop,
+            build={(version("vqwatch"), platform.python_version()): 1.0},
+        )
+        self.history = self._open_history(settings.state)
+        self.receiver = Receiver(
+            settings.listen,
+            take=self._take,
+            count=self.hub.count,
+            reject=self.hub.reject,
+            insecure_tcp=settings.insecure_tcp,
+        )
+        self._resources.callback(self.receiver.close)
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        registry.register(SnapshotCollector(self.snapshot))
+        host, port = split_address(settings.http)
+        self.server = serve(create_app(View(self), metrics=exposition(registry)), host, port)
+        self._resources.callback(self.server.close)
+        self.url = settings.external_url or f"http://{'[' + host + ']' if ':' in host else host}:{self.server.port}"
+        self.alertmanagers = Alertmanagers(settings.alertmanager, generator_url=f"{self.url.rstrip('/')}/")
+        self._resources.callback(self.alertmanagers.close, CLOSE_SECONDS)
+        self.hub.alert_counts = self._alert_counts
+        self._told = -1
+
+    def _open_history(self, state: Path | None) -> History | None:
+        if state is None:
+            return None
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        history = History(state / "history.sqlite")
+        self._resources.callback(history.close, CLOSE_SECONDS)
+        self.hub.observers.append(_Recorder(history))
+        return history
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Take messages until :meth:`stop`; then tell Alertmanager what is queued, and release everything."""
+        _log.info("listening on %s; page and metrics on %s", ", ".join(self.receiver.endpoints), self.url)
+        try:
+            next_tick = time.monotonic()
+            while not self._stopping.is_set():
+                wait = min(IDLE_WAIT_SECONDS, max(0.0, next_tick - time.monotonic()))
+                if self.receiver.wait(wait):
+                    self.receiver.drain()
+                if time.monotonic() >= next_tick:
+                    next_tick = time.monotonic() + TICK_SECONDS
+                    self._tick()
+                self._send_alerts()
+        finally:
+            self._resources.close()
+
+    def stop(self) -> None:
+        """End :meth:`run` soon; may be called from anywhere."""
+        self._stopping.set()
+
+    def _take(self, route: bytes, message: Message) -> list[tuple[bytes, Welcome | Ack | Stop]]:
+        with self._lock:
+            return self.hub.receive(route, message, self._clock())
+
+    def _tick(self) -> None:
+        with self._lock:
+            replies = self.hub.tick(self._clock())
+        self.receiver.send(replies)
+        self._told = -1  # re-sends are due by time
+
+    def _send_alerts(self) -> None:
+        if self._told != self.hub.transitions:
+            self._told = self.hub.transitions
+            self.alertmanagers.update(self.hub.alerts(), self._clock())
+
+    def _alert_counts(self) -> Readings:
+        counts = self.alertmanagers.counts()
+        return {
+            "alerts_sent_total": {(name,): float(count.sent) for name, count in counts.items()},
+            "alert_delivery_failures_total": {(name,): float(count.failures) for name, count in counts.items()},
+        }
+
+    # --- for other threads ------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Return everything that is exported, of one moment."""
+        with self._lock:
+            return self.hub.snapshot()
+
+    def locked(self) -> threading.Lock:
+        """Return the lock that guards the hub."""
+        return self._lock
+
+
+class View:
+    """The daemon as the page and the API see it."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._hub = daemon.hub
+
+    def ready(self) -> bool:
+        """Return whether the daemon listens and has its rules, which it has once it exists."""
+        return True
+
+    def runs(self) -> list[RunView]:
+        """Return the runs held, the one heard of last first."""
+        with self._daemon.locked():
+            now = time.time()
+            views = [
+                RunView(
+                    name=run.name,
+                    step=max(run.ranks.furthest, 0),
+                    ranks=len(run.ranks.numbers),
+                    world_size=run.ranks.world_size,
+                    started_at=run.started_at,
+                    last_seen=run.ranks.seen_at,
+                    state=run.ranks.state_name(now),
+                    layers=[dataclasses.asdict(layer) for layer in run.layers],
+                )
+                for run in self._hub.runs.values()
+            ]
+        return sorted(views, key=lambda view: -view.last_seen)
+
+    def readings(self, run: str) -> Readings | None:
+        """Return a run's current readings."""
+        with self._daemon.locked():
+            known = self._hub.runs.get(run)
+            return None if known is None else copy(known.readings)
+
+    def usage(self, run: str) -> Mapping[str, Sequence[int]] | None:
+        """Return how often each code was used over the window, by layer."""
+        with self._daemon.locked():
+            known = self._hub.runs.get(run)
+            counts: Mapping[str, NDArray[Any]] = {} if known is None else known.usage()
+        return None if known is None else {layer: values.tolist() for layer, values in counts.items()}
+
+    def alerts(self) -> Sequence[Alert]:
+        """Return the alerts that are pending, firing or were resolved lately."""
+        with self._daemon.locked():
+            return self._hub.alerts()
+
+    def history(self) -> History | None:
+        """Return the store, None without ``--state``."""
+        return self._daemon.history
+
+    def runbook(self, alert_name: str) -> str | None:
+        """Return the runbook of a shipped alert, as Markdown."""
+        if not re.fullmatch(r"[A-Za-z0-9]+", alert_name):
+            return None
+        path = runbooks() / f"{alert_name}.md"
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+class _Recorder:
+    """Keeps a history of everything."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    def readings(self, run: str, step: int, now: float, readings: Readings) -> None:
+        self._history.record(run, step, now, readings)
+
+    def usage(self, run: str, step: int, now: float, counts: Mapping[str, NDArray[Any]]) -> None:
+        self._history.record_usage(run, step, now, counts)
+
+    def transition(self, transition: Transition) -> None:
+        alert = transition.alert
+        self._history.record_alert(
+            {
+                "run": alert.run,
+                "time": transition.now,
+                "step": transition.step,
+                "name": alert.name,
+                "severity": alert.severity,
+                "from": transition.from_,
+                "to": transition.to,
+                "labels": dict(alert.labels),
+                "annotations": dict(alert.annotations),
+                "value": alert.value,
+            }
+        )

@@ -1,0 +1,44 @@
+"""``vqwatch``: one command, its subcommands each in their own module and imported when called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Final, NamedTuple
+
+
+class Command(NamedTuple):
+    """A subcommand: the module with its ``add_arguments(parser)`` and ``run(arguments) -> exit code``."""
+
+    module: str
+    help: str
+
+
+COMMANDS: Final = {
+    "daemon": Command("vqwatch_daemon.serving", "watch training runs: metrics, page and alerts"),
+    "demo": Command("vqwatch_daemon.demo", "a real training with a fault, watched live"),
+}
+
+USAGE: Final = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return its exit code: 0 for success, 2 for a mistake in what was asked."""
+    parser = argparse.ArgumentParser(prog="vqwatch", description="Watches RQ-VAE and residual-VQ training.")
+    choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    wanted = next((item for item in (sys.argv[1:] if argv is None else argv) if not item.startswith("-")), "")
+    runners: dict[str, Callable[[argparse.Namespace], int]] = {}
+    for name, command in COMMANDS.items():
+        subparser = choices.add_parser(name, help=command.help, description=command.help)
+        if name == wanted:
+            module = import_module(command.module)
+            module.add_arguments(subparser)
+            runners[name] = module.run
+    arguments = parser.parse_args(argv)
+    return runners[arguments.command](arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""``vqwatch daemon``: settings in, a daemon until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+
+from vqwatch_daemon import settings
+from vqwatch_daemon.app import Daemon
+from vqwatch_daemon.receiver import ReceiverError
+from vqwatch_rules import RuleError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the daemon."""
+    settings.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until told to stop; 2 when it cannot be served as asked."""
+    try:
+        chosen = settings.load(arguments, os.environ)
+        logging.basicConfig(
+            level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+        )
+        daemon = Daemon(chosen)
+    except (settings.SettingsError, RuleError, ReceiverError, OSError) as error:
+        sys.stderr.write(f"vqwatch daemon: {error}\n")
+        return 2
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        daemon.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    daemon.run()
+    return 0

@@ -1,0 +1,80 @@
+"""Messages as an emitter would send them, short to write in tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqwatch.wire import (
+    Codebooks,
+    Codes,
+    Goodbye,
+    Hello,
+    Layer,
+    Origin,
+    Reconstruction,
+    Step,
+    Tensor,
+)  # fmt: skip
+
+DTYPES = {"bool": "bool", "uint8": "u8", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
+          "float16": "f16", "float32": "f32", "float64": "f64"}  # fmt: skip
+
+
+def tensor(values: Any, dtype: str | None = None) -> Tensor:
+    """Return an array as the wire carries it."""
+    array = np.ascontiguousarray(values, dtype=dtype)
+    return Tensor(DTYPES[array.dtype.name], array.shape, array.tobytes())
+
+
+def layers(count: int = 2, size: int = 8, **more: Any) -> tuple[Layer, ...]:
+    """Return layers "0", "1", ... of one size."""
+    return tuple(Layer(str(i), more.get("kind", "ema"), size, 4, decay=more.get("decay", 0.9)) for i in range(count))
+
+
+class Trainer:
+    """Numbers messages as one emitter session does."""
+
+    def __init__(self, run: str = "r", rank: int = 0, session: str = "s", world_size: int = 1) -> None:
+        self.origin = Origin(run, rank, session)
+        self.world_size = world_size
+        self.seq = 0
+        self.sent = {"codes": 0, "codebooks": 0, "reconstruction": 0}
+
+    def _next(self) -> dict[str, Any]:
+        self.seq += 1
+        return {"origin": self.origin, "seq": self.seq, "first": 1}
+
+    def _best(self, kind: str) -> dict[str, Any]:
+        self.sent[kind] += 1
+        return {"origin": self.origin, "seq": self.sent[kind], "time_ns": 0}
+
+    def hello(self, stack: tuple[Layer, ...] = ()) -> Hello:
+        return Hello(**self._next(), time_ns=0, world_size=self.world_size, layers=stack)
+
+    def step(self, step: int, time: float | None = None, **values: Any) -> Step:
+        nanoseconds = int((step if time is None else time) * 1e9)
+        return Step(**self._next(), time_ns=nanoseconds, step=step, **values)
+
+    def codes(
+        self, step: int, indices: NDArray[Any] | list[Any], names: tuple[str, ...] | None = None, **more: Any
+    ) -> Codes:
+        array = np.asarray(indices)
+        return Codes(**self._best("codes"), step=step, layers=names or tuple(map(str, range(len(array)))),
+                     indices=tensor(array), **more)  # fmt: skip
+
+    def codebooks(self, step: int, **parts: Any) -> Codebooks:
+        """Each part is a map from layer name to array."""
+        tensors = {(name, part): tensor(value) for part, by in parts.items() for name, value in by.items()}
+        return Codebooks(**self._best("codebooks"), step=step, tensors=tensors)
+
+    def reconstruction(self, step: int, original: Any, reconstructed: Any, mask: Any = None) -> Reconstruction:
+        return Reconstruction(
+            **self._best("reconstruction"), step=step, original=tensor(original), reconstructed=tensor(reconstructed),
+            mask=None if mask is None else tensor(mask),
+        )  # fmt: skip
+
+    def goodbye(self, step: int = 0) -> Goodbye:
+        return Goodbye(**self._next(), time_ns=0, step=step, reason="close")
