@@ -1,17 +1,16 @@
-"""Takes arrays as they are now, so that they can be sent when they have arrived on the host. The torch file.
+"""Takes arrays as they are now, so that they can be sent when they have arrived on the host.
 
-Host arrays are copied at once. CUDA tensors are copied into a staging slot on the current stream, because the next
-in-place update would race with a later read, and from there to pinned memory on a side stream; two events tell when the
-staging is filled and when the host has it. Nothing here waits for either, and after the first steps nothing is
-allocated. Torch is imported only where a CUDA tensor has been given.
+Host arrays are there already: they are sent at once, or copied where that has to wait. CUDA tensors go through
+:mod:`vqwatch.staging`, which is imported when the first of them is given.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from .arrays import Host, Refused, gather
 from .link import ZERO_COPY_BYTES
@@ -20,7 +19,7 @@ from .wire import ITEM_BYTES, Tensor
 if TYPE_CHECKING:
     import torch
 
-    from .staging import Slot
+    from .staging import Slot, Staging
 
 Key = tuple[str, ...]
 
@@ -55,5 +54,31 @@ def of_host(item: Item, later: bool) -> Tensor:
     return gather(sources, item.shape, item.dtype, owned=later or item.nbytes >= ZERO_COPY_BYTES)
 
 
-Builder = Callable[[dict[Key, Tensor], int], Any]
-"""Makes a message from the arrays taken and the message's number."""
+class Capture:
+    """The staging of one process, made when the first CUDA tensor is given."""
+
+    def __init__(self, staging_bytes: int) -> None:
+        self._staging_bytes = staging_bytes
+        self._staging: Staging | None = None
+
+    @property
+    def staged_bytes(self) -> int:
+        """Return the device memory taken for staging; as much is pinned on the host."""
+        return self._staging.allocated_bytes if self._staging is not None else 0
+
+    def blocked(self) -> bool:
+        """Return whether a CUDA graph is being captured on the current stream, in which nothing may be done."""
+        torch = sys.modules.get("torch")
+        if torch is None or not torch.cuda.is_initialized():
+            return False
+        return bool(torch.cuda.is_current_stream_capturing())
+
+    def enqueue(self, scalars: Sequence[torch.Tensor], items: Sequence[Item]) -> Slot:
+        """Begin to copy device numbers and arrays; the slot tells when they have arrived. Raises :class:`Refused`."""
+        if self._staging is None:
+            from .staging import Staging
+
+            first = scalars[0] if scalars else items[0].sources[0]
+            assert not isinstance(first, Host)
+            self._staging = Staging(first.device, self._staging_bytes)
+        return self._staging.take(scalars, items)

@@ -1,4 +1,4 @@
-"""Reads the ``codes`` that a training script or a hook gives: which axis is the layers, which tensors travel together."""
+"""Reads the ``codes`` that a training script or a hook gives: which axis is the layers, what travels together."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Part:
 def read(codes: Any, known: Sequence[str], codebook_size: int) -> list[Part]:
     """Return codes as parts to send.
 
-    A mapping names its layers; a list or tuple has one array per layer. In a single array the *last* axis is the layers
-    (``[B, T, L]`` or ``[B, L]``), unless only the first one has as many entries as the model has layers (``[L, B, T]``).
-    A model with one layer may leave the axis out. Raises :class:`Refused` for what is not codes.
+    A mapping names its layers; a list or tuple has one array per layer. In a single array the *last* axis is the
+    layers (``[B, T, L]`` or ``[B, L]``), unless only the first one has as many entries as the model has layers
+    (``[L, B, T]``). A model with one layer may leave the axis out. Raises :class:`Refused` for what is not codes.
     """
     if isinstance(codes, Mapping):
         return by_shape(

@@ -11,18 +11,24 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from . import codes as code_reader
 from . import sampling, schedule
 from .arrays import Host, Refused, take, wire_dtype
 from .capture import Item, Key
 from .complaints import Complaints
-from .scalars import ENERGY, LOSS, NORM, RATE, Scalars, learning_rates
+from .gradients import Gradients, Sketcher, by_module
+from .scalars import ENERGY, LOSS, MODULE, NORM, RATE, Scalars, learning_rates
 from .wire import FLOAT_DTYPES, ITEM_BYTES, Codebooks, Codes, Message, Origin, Reconstruction, Tensor
 
 if TYPE_CHECKING:
     import torch
 
     from .codebooks import Quantizers
+    from .staging import Slot
+
+GRADIENT_KEY: Final = ("gradients",)
 
 LATENT_ROWS: Final = 64
 """Vectors of a layer's input that travel with a codebook snapshot."""
@@ -34,7 +40,7 @@ Build = Callable[[Mapping[Key, Tensor], int], Message]
 class Entry:
     """What one call of ``step`` has to tell, on its way from the tensors to the socket."""
 
-    __slots__ = ("costs", "items", "outgoing", "rows", "scalars", "slot", "step", "tensors", "time_ns")
+    __slots__ = ("costs", "items", "modules", "outgoing", "rows", "scalars", "slot", "step", "tensors", "time_ns")
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -44,8 +50,32 @@ class Entry:
         self.items: list[Item] = []
         self.outgoing: list[tuple[str, Build]] = []
         self.tensors: dict[Key, Tensor] = {}
-        self.slot: Any = None
+        self.modules: list[str] = []
+        self.slot: Slot | None = None
         self.costs: dict[str, float] = {}
+
+    @property
+    def arrived(self) -> bool:
+        """Return whether everything is on the host. Does not wait."""
+        return self.slot is None or self.slot.arrived
+
+    def resolve(self) -> None:
+        """Turn what has arrived into numbers: device scalars, energies, gradient norms."""
+        scalars = self.scalars
+        if self.slot is not None:
+            scalars.resolve(self.slot.scalars())
+            self.tensors.update(self.slot.tensors)
+        norms = self.tensors.get(GRADIENT_KEY)
+        if norms is not None:
+            modules = by_module(np.frombuffer(norms.data, np.float32).tolist(), self.modules)
+            scalars.known[MODULE] = modules
+            if scalars.one(NORM) is None:
+                scalars.known[NORM] = {"": math.hypot(*modules.values())}
+
+    def energies(self) -> dict[str, float]:
+        """Return the mean squared norm of what each layer left over; what entered the first is under ""."""
+        norms = self.scalars.group(ENERGY)
+        return {layer: norm * norm / self.rows[layer] for layer, norm in norms.items() if layer in self.rows}
 
 
 class Collector:
@@ -58,21 +88,23 @@ class Collector:
         optimizer: Any,
         complaints: Complaints,
         *,
+        model: torch.nn.Module | None = None,
         reconstruction_bytes: int,
-        sketches: bool,
-        fields: Sequence[str] = ("codebook", "cluster_size"),
+        ranks: int,
     ) -> None:
-        self.wants_residuals = False
+        self.wants_residuals = True
+        self.wants_energies = self.wants_latents = True
         self.tap_seconds = 0.0
         self._origin = origin
         self._layers = quantizers.layers if quantizers is not None else ()
-        self._names = tuple(layer.info.name for layer in self._layers)
-        self._codebook_size = max((layer.info.size for layer in self._layers), default=1 << 20)
+        self.layer_names = tuple(layer.info.name for layer in self._layers)
+        self.codebook_size = max((layer.info.size for layer in self._layers), default=1 << 20)
         self._optimizer = optimizer
         self._complaints = complaints
         self._reconstruction_bytes = reconstruction_bytes
-        self._sketches = sketches
-        self._fields = fields
+        self._gradients = Gradients(model) if model is not None else None
+        self._sketcher = Sketcher() if ranks > 1 else None
+        self._leads = origin.rank == 0
         self._tapped: list[tuple[str, torch.Tensor]] = []
         self._norms: dict[str, tuple[Any, int]] = {}
         self._latents: dict[str, Any] = {}
@@ -101,15 +133,26 @@ class Collector:
             count = math.prod(before.shape[:-1])
             if count == 0:
                 return
-            norm = torch.linalg.vector_norm
-            if not self._norms:
-                self._norms[""] = (norm(before, dtype=torch.float32), count)
-            self._norms[layer] = (norm(after, dtype=torch.float32), count)
+            if self.wants_energies:
+                norm = torch.linalg.vector_norm
+                if "" not in self._norms:
+                    self._norms[""] = (norm(before, dtype=torch.float32), count)
+                self._norms[layer] = (norm(after, dtype=torch.float32), count)
+            if self.wants_latents and before.shape[-1] > 1:
+                vectors = before.detach().reshape(-1, before.shape[-1])
+                self._latents[layer] = vectors[:: max(1, -(-count // LATENT_ROWS))].clone()
 
     def forget(self) -> None:
         """Forget what the hooks told: the step that they belong to is not observed."""
-        self._tapped.clear()
-        self._norms.clear()
+        self._tapped = []
+        self._norms = {}
+        self._latents = {}
+
+    def expect(self, energies: bool, latents: bool) -> None:
+        """Say what the hooks of the next forward pass shall take."""
+        self.wants_energies = energies
+        self.wants_latents = latents and self._leads
+        self.wants_residuals = energies or self.wants_latents
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -140,9 +183,12 @@ class Collector:
             detail = f"mask {list(checked_mask.shape)} fits neither the codes nor the original"
             self._complaints.refused("mask", Refused("shape", detail))
         if self._layers and schedule.CODEBOOKS in due:
-            self._timed(entry, schedule.CODEBOOKS, self._take_codebooks, entry, self._fields)
-        elif self._layers and schedule.CLUSTERS in due:
+            self._timed(entry, schedule.CODEBOOKS, self._take_codebooks, entry, ("codebook", "cluster_size"))
+        elif self._layers and schedule.CLUSTERS in due and self._leads:
             self._timed(entry, schedule.CLUSTERS, self._take_codebooks, entry, ("cluster_size",))
+        self._latents = {}
+        if self._gradients is not None and schedule.GRADIENTS in due:
+            self._timed(entry, schedule.GRADIENTS, self._take_gradients, entry)
 
     def _try(self, kind: str, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -177,9 +223,9 @@ class Collector:
 
     def _take_codes(self, entry: Entry, codes: Any, tapped: list[tuple[str, Any]], mask: Any) -> bool:
         if codes is not None:
-            parts = code_reader.read(codes, self._names, self._codebook_size)
+            parts = code_reader.read(codes, self.layer_names, self.codebook_size)
         else:
-            parts = [part for turn in _turns(tapped) for part in code_reader.by_shape(turn, self._codebook_size)]
+            parts = [part for turn in _turns(tapped) for part in code_reader.by_shape(turn, self.codebook_size)]
         fitted = False
         for index, part in enumerate(parts):
             key = ("codes", str(index))
@@ -233,23 +279,42 @@ class Collector:
         )  # fmt: skip
 
     def _take_codebooks(self, entry: Entry, fields: Sequence[str]) -> None:
+        """Take the fields of every layer; ranks other than 0 send only sketches, by which they can be compared."""
         keys: list[Key] = []
         for layer in self._layers:
-            for field, value in layer.read().items():
-                if field not in fields:
-                    continue
-                taken = self._try(schedule.CODEBOOKS, take, value, f"{field} of layer {layer.info.name}")
+            name = layer.info.name
+            tensors: dict[str, Any] = {field: value for field, value in layer.read().items() if field in fields}
+            book = tensors.get("codebook")
+            if not self._leads:
+                tensors = {}
+            if self._sketcher is not None and book is not None:
+                tensors["sketch"] = self._sketcher.sketch(book)
+            if name in self._latents and book is not None:
+                tensors["latents"] = self._latents[name]
+            for field, value in tensors.items():
+                taken = self._try(schedule.CODEBOOKS, take, value, f"{field} of layer {name}")
                 if taken is None:
                     continue
-                key = ("codebooks", layer.info.name, field)
                 kind = schedule.CLUSTERS if field == "cluster_size" else schedule.CODEBOOKS
-                entry.items.append(Item(key, kind, [taken], tuple(taken.shape), wire_dtype(taken)))
-                keys.append(key)
+                keys.append(("codebooks", name, field))
+                entry.items.append(Item(keys[-1], kind, [taken], tuple(taken.shape), wire_dtype(taken)))
         if keys:
             entry.outgoing.append(("codebooks", partial(self._codebooks_message, entry, keys)))
 
     def _codebooks_message(self, entry: Entry, keys: list[Key], tensors: Mapping[Key, Tensor], seq: int) -> Message:
-        return Codebooks(self._origin, seq, entry.time_ns, entry.step, {(key[1], key[2]): tensors[key] for key in keys})
+        there = {(key[1], key[2]): tensors[key] for key in keys if key in tensors}
+        if not there:
+            raise KeyError("codebooks")
+        return Codebooks(self._origin, seq, entry.time_ns, entry.step, there)
+
+    def _take_gradients(self, entry: Entry) -> None:
+        assert self._gradients is not None
+        found = self._gradients.norms()
+        if found is None:
+            return
+        taken = take(found[0], "gradient norms")
+        entry.modules = found[1]
+        entry.items.append(Item(GRADIENT_KEY, schedule.GRADIENTS, [taken], tuple(taken.shape), "f32"))
 
 
 def _turns(tapped: list[tuple[str, Any]]) -> list[list[tuple[str, Any]]]:

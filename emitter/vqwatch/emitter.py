@@ -5,6 +5,8 @@ Each :meth:`Emitter.step` takes what is due and sends what has arrived on the ho
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
 import logging
 import os
@@ -14,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,11 +28,12 @@ import zmq
 from . import schedule as kinds
 from .arrays import Refused
 from .backlog import Backlog
-from .capture import of_host
+from .capture import Capture, Item, of_host
 from .collect import Collector, Entry
 from .complaints import Complaints
+from .evaluation import EvaluationPass
 from .link import Link
-from .scalars import ENERGY, LOSS, MODULE, NORM, RATE
+from .scalars import LOSS, MODULE, NORM, RATE
 from .schedule import DEFAULT_EVERY, Schedule
 from .settings import Settings, SettingsError, resolve
 from .wire import Frame, Goodbye, Hello, Origin, Step, encode
@@ -139,8 +143,10 @@ class Emitter:
             optimizer,
             self.complaints,
             reconstruction_bytes=settings.reconstruction_bytes,
-            sketches=settings.world_size > 1,
+            model=model,
+            ranks=settings.world_size,
         )
+        self._capture = Capture(settings.staging_bytes)
         self._pending: deque[Entry] = deque()
         self._last_started = 0.0
         self._last_own = 0.0
@@ -158,6 +164,7 @@ class Emitter:
             self._quantizers.install(self._collector)
         self._link.introduce(self._hello(), time.monotonic())
         self._on = True
+        _at_exit(self)
 
     def _find(self, model: torch.nn.Module) -> Any:
         from . import codebooks
@@ -221,7 +228,7 @@ class Emitter:
         elif self._owner != threading.get_ident():
             self.complaints.say("step:thread", "step() was called from a second thread: left out")
             return
-        if self._paused:
+        if self._paused or self._capture.blocked():
             self._collector.forget()
             return
         now = time.monotonic()
@@ -241,7 +248,7 @@ class Emitter:
         in_kinds += sum(entry.costs.values())
         self._stage(entry)
         in_kinds += self._send_arrived(now)
-        self._collector.wants_residuals = self._plan.expects(kinds.ENERGIES)
+        self._collector.expect(self._plan.expects(kinds.ENERGIES), self._plan.expects(kinds.CODEBOOKS))
         self._last_step = step
         own = time.perf_counter() - started + self._collector.tap_seconds
         self._collector.tap_seconds = 0.0
@@ -256,26 +263,52 @@ class Emitter:
         return due & {kinds.SCALARS, kinds.ENERGIES}
 
     def _stage(self, entry: Entry) -> None:
-        later = bool(self._pending)
+        """Begin the copies of what is on a device, and take what is on the host."""
+        staged: list[Item] = []
+        waiting: list[Item] = []
         items, entry.items = entry.items, []
         for item in items:
-            started = time.perf_counter()
             try:
-                if item.on_host:
-                    entry.tensors[item.key] = of_host(item, later)
+                (waiting if item.on_host else staged).append(item)
             except Refused as error:
                 self.complaints.refused(item.kind, error)
+        if staged or entry.scalars.tensors:
+            self._enqueue(entry, staged)
+        later = entry.slot is not None or bool(self._pending)
+        for item in waiting:
+            started = time.perf_counter()
+            entry.tensors[item.key] = of_host(item, later)
             entry.costs[item.kind] = entry.costs.get(item.kind, 0.0) + time.perf_counter() - started
         if len(self._pending) >= MOST_PENDING:
             self.complaints.dropped["step:pending"] += 1
             return
         self._pending.append(entry)
 
+    def _enqueue(self, entry: Entry, staged: list[Item]) -> None:
+        started = time.perf_counter()
+        for chosen in (staged, [item for item in staged if item.kind not in kinds.LARGE]):
+            try:
+                entry.slot = self._capture.enqueue(entry.scalars.tensors, chosen)
+            except Refused as error:
+                left_out = {item.kind for item in chosen if item.kind in kinds.LARGE} or {kinds.SCALARS}
+                for kind in left_out:
+                    self.complaints.refused(kind, error)
+                if kinds.SCALARS in left_out:
+                    break
+            else:
+                break
+        entry.scalars.tensors = []
+        seconds = time.perf_counter() - started
+        total = sum(item.nbytes for item in staged) + 1024
+        for item in staged:
+            entry.costs[item.kind] = entry.costs.get(item.kind, 0.0) + seconds * item.nbytes / total
+
     def _send_arrived(self, now: float) -> float:
         """Send, in order, every step whose copies have arrived; return the seconds that this took for the kinds."""
         seconds = 0.0
-        while self._pending:
+        while self._pending and self._pending[0].arrived:
             entry = self._pending.popleft()
+            entry.resolve()
             self._link.must_arrive("step", self._step_message(entry), now)
             seconds += self._send_tensors(entry)
             self._plan.spent(entry.costs)
@@ -283,24 +316,21 @@ class Emitter:
 
     def _send_tensors(self, entry: Entry) -> float:
         total = 0.0
+        trackers: list[zmq.MessageTracker] = []
         for kind, build in entry.outgoing:
             started = time.perf_counter()
-            try:
-                self._link.best_effort(kind, functools.partial(build, entry.tensors))
-            except KeyError:  # one of its arrays was refused, and counted
-                pass
+            with contextlib.suppress(KeyError):  # one of its arrays was left out, and counted
+                trackers += self._link.best_effort(kind, functools.partial(build, entry.tensors)) or ()
             seconds = time.perf_counter() - started
             entry.costs[kind] = entry.costs.get(kind, 0.0) + seconds
             total += seconds
+        if entry.slot is not None:
+            entry.slot.release(trackers)
         return total
 
     def _step_message(self, entry: Entry) -> Callable[[int, int], list[Frame]]:
         scalars = entry.scalars
-        energies = {
-            layer: norm * norm / entry.rows[layer]
-            for layer, norm in scalars.group(ENERGY).items()
-            if layer in entry.rows
-        }
+        energies = entry.energies()
         input_energy = energies.pop("", None)
         dropped = dict(self.complaints.dropped)
         every = dict(self._plan.every)
@@ -315,6 +345,20 @@ class Emitter:
             )  # fmt: skip
 
         return make
+
+    def evaluation(self, step: int, name: str = "validation", wait: float = 5.0) -> EvaluationPass:
+        """Return a validation pass: ``with watch.evaluation(step) as ev: ev.update(original=…, …)`` for each batch.
+
+        A pass is known by its step and ``name``. Its batches must arrive: where the daemon is slow, the whole pass
+        waits for room at most ``wait`` seconds.
+        """
+        return EvaluationPass(self, step, name, wait)
+
+    @_guarded
+    def _evaluate(self, call: Callable[..., None], *arguments: Any) -> None:
+        self._link.turn(time.monotonic())
+        self._send_arrived(time.monotonic())
+        call(*arguments)
 
     @property
     def stop_requested(self) -> bool:
@@ -401,6 +445,19 @@ class Pause:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.resume()
+
+
+def _at_exit(emitter: Emitter) -> None:
+    """Close at interpreter exit what was not closed; wait a little, and only for a daemon heard of just now."""
+    reference = weakref.ref(emitter)
+
+    def leave() -> None:
+        still_there = reference()
+        if still_there is not None and still_there._on and still_there._pid == os.getpid():
+            heard = still_there._link.heard_within(3.0, time.monotonic())
+            still_there.close(0.5 if heard else 0.0, "exit")
+
+    atexit.register(leave)
 
 
 @functools.cache

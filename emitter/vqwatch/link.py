@@ -1,9 +1,9 @@
 """The socket to the daemon: it never waits, holds a bounded amount, and tells what it could not send.
 
 One DEALER, used by one thread at a time, no thread of our own; libzmq's I/O thread does the sending, and resolves
-names too, so that a resolver that hangs holds nobody up here. Must-arrive messages stay in a :class:`Backlog` until they
-are acknowledged and are sent again from where the daemon asks; best-effort ones are refused when there is no room.
-The context is never terminated: with an unsent message that could hang for ever.
+names too, so that a resolver that hangs holds nobody up here. Must-arrive messages stay in a :class:`Backlog` until
+they are acknowledged and are sent again from where the daemon asks; best-effort ones are refused when there is no
+room. The context is never terminated: with an unsent message that could hang for ever.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
 
 
 class Link:
-    """One session's connection. ``dropped`` counts what was not sent, by "kind:reason"; ``now`` is monotonic seconds."""
+    """One session's connection; ``now`` is always monotonic seconds.
+
+    ``dropped`` counts what was not sent, by "kind:reason".
+    """
 
     def __init__(
         self,
@@ -89,8 +92,8 @@ class Link:
         self._copied_bytes = 0
         self._started = self._waiting_since = now
         self._patience = PATIENCE_SECONDS
+        self._heard: float | None = None
         self._writable = False
-        self._rewind_asked = -1
         self._socket = _context().socket(zmq.DEALER)
         try:
             for option, value in {**_OPTIONS, **(_TCP_OPTIONS if endpoint.startswith("tcp:") else {})}.items():
@@ -110,6 +113,10 @@ class Link:
     def writable(self) -> bool:
         """Return whether a daemon was connected and had room when :meth:`turn` last looked."""
         return self._writable
+
+    def heard_within(self, seconds: float, now: float) -> bool:
+        """Return whether the daemon said anything in the last ``seconds``."""
+        return self._heard is not None and now - self._heard <= seconds
 
     def introduce(self, introduction: Encode, now: float) -> None:
         """Send the session's first message, and keep it for a daemon that does not know this session any more."""
@@ -200,10 +207,10 @@ class Link:
 
     def turn(self, now: float, at_most: int = 16) -> None:
         """Take in what the daemon answered and go on with the backlog; call it at every step. Never waits."""
-        events = self._socket.getsockopt(zmq.EVENTS)
+        events = int(self._socket.getsockopt(zmq.EVENTS))
         if events & zmq.POLLIN:
             self._receive(now)
-            events = self._socket.getsockopt(zmq.EVENTS)
+            events = int(self._socket.getsockopt(zmq.EVENTS))
         self._writable = bool(events & zmq.POLLOUT)
         if not self.backlog.acknowledged and self._writable:
             if not self.backlog.sent_all:
@@ -230,6 +237,7 @@ class Link:
             except WireError as error:
                 self.dropped[f"answer:{error.reason}"] += 1
                 continue
+            self._heard = now
             self._answer(message, now)
 
     def _answer(self, message: Message, now: float) -> None:
@@ -262,7 +270,7 @@ class Link:
     def wait(self, clock: Callable[[], float], deadline: float) -> bool:
         """Wait until everything is acknowledged, or ``deadline``; return whether it is.
 
-        Does not wait for a daemon that was never there. The only method of this class that waits.
+        Does not wait for a daemon that was never there.
         """
         while True:
             now = clock()
@@ -274,6 +282,18 @@ class Link:
             if now >= deadline or hopeless:
                 return False
             self._socket.poll(max(1, min(20, round(1000 * (deadline - now)))), zmq.POLLIN)
+
+    def wait_for_room(self, size: int, clock: Callable[[], float], deadline: float) -> bool:
+        """Wait until the backlog can hold a message of this size, or ``deadline``; return whether it can."""
+        while not self.backlog.room_for(size):
+            now = clock()
+            self.turn(now, at_most=64)
+            if self.backlog.room_for(size):
+                break
+            if now >= deadline or not self.daemon:
+                return False
+            self._socket.poll(max(1, min(20, round(1000 * (deadline - now)))), zmq.POLLIN)
+        return True
 
     def close(self) -> None:
         """Close the socket; what it still holds is discarded."""

@@ -22,16 +22,22 @@ DEFAULT_EVERY: Final[Mapping[str, int]] = MappingProxyType(
 )
 """Steps between two captures of each kind.
 
-Codes and scalars make the windows and are small. Cluster sizes are a few KiB and show revivals, which fade within tens of
-steps. A codebook moves slowly (decay 0.99: a time constant of 100 steps), and at one in 50 steps its 8 MiB are half of
-one percent of what the copy engine can move. A reconstruction sample is for readings whose trend is over hundreds of
-steps.
+Codes and scalars make the windows and are small. Cluster sizes are a few KiB and show revivals, which fade within tens
+of steps. A codebook moves slowly (decay 0.99: a time constant of 100 steps), and at one in 50 steps its 8 MiB are half
+of one percent of what the copy engine can move. A reconstruction sample is for readings whose trend is over hundreds
+of steps.
 """
 
 EVERYTHING: Final[Mapping[str, int]] = MappingProxyType(dict.fromkeys(DEFAULT_EVERY, 1))
 
+LARGE: Final = frozenset({CODEBOOKS, RECONSTRUCTION})
+"""Kinds whose arrays are large and seldom taken."""
+
 STRETCH_ORDER: Final = (RECONSTRUCTION, CODEBOOKS, GRADIENTS, ENERGIES, CLUSTERS, CODES)
 MOST_STRETCH: Final = 64
+MOST_CODES_STRETCH: Final = 16
+"""Steps that may lie between two captures of codes where they were wanted at every step."""
+
 _OFFSETS: Final = {CODEBOOKS: 0, RECONSTRUCTION: 17, GRADIENTS: 34, ENERGIES: 7, CLUSTERS: 0}
 _REVIEW_STEPS: Final = 16
 _WARM_UP_STEPS: Final = 32
@@ -59,9 +65,9 @@ def stretch(
         return costs.get(kind, 0.0) / (base[kind] * factors[kind])
 
     while fixed + sum(map(share, kinds)) > allowed:
-        worth = [k for k in kinds if factors[k] < MOST_STRETCH and share(k) > 0 and k != CODES]
-        if not worth:
-            worth = [k for k in kinds if factors[k] < MOST_STRETCH and share(k) > 0]
+        worth = [k for k in kinds if k != CODES and factors[k] < MOST_STRETCH and share(k) > 0]
+        if not worth and factors.get(CODES, MOST_CODES_STRETCH) < MOST_CODES_STRETCH and share(CODES) > 0:
+            worth = [CODES]
         if not worth:
             break
         factors[max(worth, key=share)] *= 2

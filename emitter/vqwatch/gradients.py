@@ -1,0 +1,118 @@
+"""Gradient norms by module, and codebook sketches: small tensors computed where the data is. Imports torch lazily."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from .arrays import Refused
+
+if TYPE_CHECKING:
+    import torch
+
+MOST_MODULES: Final = 32
+SKETCH_SIZE: Final = 64
+_SEED: Final = 0x76717763
+
+
+def module_names(parameters: Sequence[str], most: int = MOST_MODULES) -> list[str]:
+    """Return for each parameter the module that it is reported under: as deep as ``most`` names allow, up to 3 levels.
+
+    >>> module_names(["encoder.0.weight", "encoder.0.bias", "decoder.weight"])
+    ['encoder.0', 'encoder.0', 'decoder']
+    """
+    paths = [_plain(name).split(".")[:-1] for name in parameters]
+    for depth in (3, 2, 1):
+        names = [".".join(path[:depth]) or "model" for path in paths]
+        if len(set(names)) <= most:
+            return names
+    return ["model"] * len(paths)
+
+
+def _plain(name: str) -> str:
+    for wrapper in ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."):
+        name = name.replace(wrapper, "") if wrapper != "module." else name.removeprefix(wrapper)
+    return name
+
+
+class Gradients:
+    """The parameters of a model and the modules that they are reported under."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._parameters = [parameter for _, parameter in named]
+        self._names = module_names([name for name, _ in named])
+
+    def norms(self) -> tuple[torch.Tensor, list[str]] | None:
+        """Return the norm of each parameter's gradient, float32 ``[n]`` on its device, and each one's module.
+
+        None where there are no gradients. Raises :class:`Refused` where they are sharded over ranks: a shard's norm is
+        not the gradient's.
+        """
+        import torch
+
+        gradients: list[torch.Tensor] = []
+        names: list[str] = []
+        for parameter, name in zip(self._parameters, self._names, strict=True):
+            gradient = parameter.grad
+            if gradient is None or gradient.layout is not torch.strided:
+                continue
+            gradients.append(gradient)
+            names.append(name)
+        if not gradients:
+            return None
+        if any(hasattr(gradient, "to_local") for gradient in gradients):
+            raise Refused("sharded", "gradients are sharded over ranks; give grad_norm to step()")
+        with torch.no_grad():
+            norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+            return torch.stack(norms), names
+
+
+def by_module(norms: Sequence[float], names: Sequence[str]) -> dict[str, float]:
+    """Return each module's gradient norm from the norms of its parameters.
+
+    >>> by_module([3.0, 4.0, 1.0], ["a", "a", "b"])
+    {'a': 5.0, 'b': 1.0}
+    """
+    squares: dict[str, float] = {}
+    for norm, name in zip(norms, names, strict=True):
+        squares[name] = squares.get(name, 0.0) + norm * norm
+    return {name: math.sqrt(square) if square == square else math.nan for name, square in squares.items()}
+
+
+class Sketcher:
+    """Linear sketches of codebooks: sums of the values with fixed signs, in :data:`SKETCH_SIZE` buckets.
+
+    Equal codebooks have equal sketches on every rank, and the squared distance of two sketches is, on average, the
+    squared distance of the codebooks (a count sketch: Charikar, Chen and Farach-Colton, 2002).
+    """
+
+    def __init__(self) -> None:
+        self._signs: dict[Any, torch.Tensor] = {}
+
+    def sketch(self, book: torch.Tensor) -> torch.Tensor:
+        """Return the sketch, float32 ``[64]``, of a tensor of any shape, on its device."""
+        import torch
+
+        with torch.no_grad():
+            values = book.reshape(-1)
+            count = values.numel()
+            rows = -(-count // SKETCH_SIZE)
+            if rows * SKETCH_SIZE != count:
+                values = torch.nn.functional.pad(values, (0, rows * SKETCH_SIZE - count))
+            key = (rows, values.device)
+            signs = self._signs.get(key)
+            if signs is None:
+                signs = self._signs[key] = torch.from_numpy(fixed_signs(rows)).to(values.device)
+            sums: torch.Tensor = torch.linalg.vecdot(values.float().view(rows, SKETCH_SIZE), signs, dim=0)
+            return sums
+
+
+def fixed_signs(rows: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return the signs, ``[rows, 64]`` of +1 and -1, the same in every process."""
+    words = np.random.PCG64(_SEED).random_raw(rows)
+    bits = np.unpackbits(np.asarray(words, "<u8").view(np.uint8)).reshape(rows, SKETCH_SIZE)
+    return bits.astype(np.float32) * 2 - 1
