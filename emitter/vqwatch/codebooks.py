@@ -224,9 +224,11 @@ def _unknown(model: nn.Module, inside: set[int]) -> list[str]:
 
 
 def advice(unknown: Sequence[str]) -> str:
-    """Return the log line for modules that look like quantizers and match no adapter."""
+    """Return the log line for a model in which no quantizer was found, or some that match no adapter."""
+    seen = (
+        f"{', '.join(unknown)} look like quantizers of a family it does not know" if unknown else "no quantizer found"
+    )
     return (
-        f"vqwatch: {', '.join(unknown)} look like quantizers of a family it does not know; their codes are not "
-        "watched, the rest is. To teach it: vqwatch.codebooks.register(Adapter(family, matches, tensors)), see "
-        "help(vqwatch.families); or pass codes= to step()."
+        f"vqwatch: {seen}; without codes= in step() their codes are not watched, everything else is. To teach it: "
+        "vqwatch.codebooks.register(Adapter(family, matches, tensors)), see help(vqwatch.families)"
     )

@@ -28,7 +28,7 @@ def install(site: Site, tap: Tap) -> Callable[[], None]:
     hook = _Hook(site, tap)
     if site.adapter.methods != ("forward",):
         for method in site.adapter.methods:
-            site.module.__dict__[method] = _Wrapped(site.module, method, hook)
+            _wrapped(site.module, method).hooks.append(hook)
     else:
         handles = [site.module.register_forward_hook(hook, with_kwargs=True)]
         if hook.shared and site.owner is not None:
@@ -40,9 +40,25 @@ def install(site: Site, tap: Tap) -> Callable[[], None]:
                 handle.remove()
         else:
             for method in site.adapter.methods:
-                site.module.__dict__.pop(method, None)
+                _unwrap(site.module, method, hook)
 
     return remove
+
+
+def _wrapped(module: nn.Module, method: str) -> _Wrapped:
+    """Return the wrapper of a method, a new one if it has none."""
+    wrapper = module.__dict__.get(method)
+    if not isinstance(wrapper, _Wrapped):
+        wrapper = module.__dict__[method] = _Wrapped(module, method)
+    return wrapper
+
+
+def _unwrap(module: nn.Module, method: str, hook: _Hook) -> None:
+    wrapper = module.__dict__.get(method)
+    if isinstance(wrapper, _Wrapped) and hook in wrapper.hooks:
+        wrapper.hooks.remove(hook)
+        if not wrapper.hooks:
+            del module.__dict__[method]
 
 
 # --- what a layer returned --------------------------------------------------------------------------------------
@@ -109,6 +125,7 @@ class _Hook(_Inert):
         self.tap = tap
         self.shared = len(site.layers) > 1 and site.adapter.members is None
         self.calls = 0
+        self.within = False
         self.failed = False
         device = next((value.device for value in site.module.state_dict(keep_vars=True).values()), None)
         key = next(_keys)
@@ -215,7 +232,7 @@ class _Report:
     def __call__(self, indices: Tensor, before: Tensor | None, after: Tensor | None) -> None:
         if _recomputing():
             return
-        self.tap.codes(self.layer, indices)
+        self.tap.codes(self.layer, indices.clone())  # the compiled code uses its memory again
         if before is not None and after is not None and self.tap.wants_residuals:
             self.tap.residual(self.layer, before, after)
 
@@ -234,24 +251,26 @@ class _Restart(_Inert):
 class _Wrapped:
     """A method of one module that reports what it returns; in a copy of the module it is the plain method again.
 
-    Where wrapped methods call each other, the outermost reports.
+    Where wrapped methods of one module call each other, the outermost reports.
     """
 
-    def __init__(self, module: nn.Module, method: str, hook: _Hook) -> None:
+    def __init__(self, module: nn.Module, method: str) -> None:
         self.module = module
         self.method = method
-        self.hook = hook
+        self.hooks: list[_Hook] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         plain = getattr(type(self.module), self.method)
-        if self.hook.calls:
-            return plain(self.module, *args, **kwargs)
-        self.hook.calls = 1
+        outermost = [hook for hook in self.hooks if not hook.within]
+        for hook in outermost:
+            hook.within = True
         try:
             output = plain(self.module, *args, **kwargs)
         finally:
-            self.hook.calls = 0
-        self.hook(self.module, args, kwargs, output)
+            for hook in outermost:
+                hook.within = False
+        for hook in outermost:
+            hook(self.module, args, kwargs, output)
         return output
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from vqwatch.families.adapter import Adapter, Tensors, child, looks_like_a_quantizer, named, tensor
+from vqwatch.families.adapter import Adapter, Settings, Tensors, child, looks_like_a_quantizer, named, number, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,6 +39,11 @@ def _kind(layer: nn.Module) -> str:
         return "ema"
     weight = tensors.get("codebook")
     return "learned" if weight is not None and weight.requires_grad else "frozen"
+
+
+def _settings(layer: nn.Module) -> Settings:
+    rows = _rows(layer)
+    return Settings(None if rows is None else number(rows, "decay"))
 
 
 # descript-audio-codec and transformers' Dac: rows are looked up in a space of their own, normalised
@@ -80,7 +85,7 @@ def _image_channels(_layer: nn.Module, vectors: Tensor) -> int:
     return 1 if vectors.dim() == 4 else -1
 
 
-TAMING: Final = Adapter("taming-transformers", _has_rows, _tensors, _kind, channels=_image_channels)
+TAMING: Final = Adapter("taming-transformers", _has_rows, _tensors, _kind, _settings, _image_channels)
 
 
 # GRID: layers are called by name, not through forward; until a buffer is full every code is 0

@@ -1,0 +1,58 @@
+"""Imports of quantizer libraries, without what their packages drag in: torchaudio, flashy and the like.
+
+``encodec``, ``speechtokenizer``, ``moshi`` and ``dac`` import torchaudio (or more) in their ``__init__``; their
+quantizers do not. So the package is put in place without running that file. audiocraft's quantizer also uses
+``flashy.distrib.broadcast_tensors``, which does nothing in a single process: a stand-in does the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+from importlib import metadata
+from typing import Any
+
+import pytest
+
+
+def skeleton(name: str) -> None:
+    """Put a package in place so that its submodules can be imported, without running its ``__init__``."""
+    if name in sys.modules:
+        return
+    parent, _, _ = name.rpartition(".")
+    spec = importlib.util.find_spec(name) if not parent else None
+    if parent:
+        paths = [f"{path}/{name.rpartition('.')[2]}" for path in sys.modules[parent].__path__]
+    elif spec is None or spec.submodule_search_locations is None:
+        pytest.skip(f"{name} is not installed")
+    else:
+        paths = list(spec.submodule_search_locations)
+    package = types.ModuleType(name)
+    package.__path__ = paths
+    sys.modules[name] = package
+
+
+def audiocraft() -> Any:
+    if "flashy" not in sys.modules:
+        flashy = types.ModuleType("flashy")
+        flashy.distrib = types.SimpleNamespace(broadcast_tensors=lambda _tensors: None)  # type: ignore[attr-defined]
+        sys.modules["flashy"] = flashy
+    skeleton("audiocraft")
+    return importlib.import_module("audiocraft.quantization")
+
+
+def library(name: str, *packages: str) -> Any:
+    """Return a module of a package whose parents are put in place only."""
+    for package in packages:
+        skeleton(package)
+    return pytest.importorskip(name)
+
+
+def version(distribution: str) -> str:
+    """Return the installed version of a distribution, or "stand-in"."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "stand-in"
