@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 from vqwatch_rules.conditions import (
@@ -184,12 +185,13 @@ def _impossible(part: OnValue, low: float, high: float) -> Iterator[tuple[str, s
 
 def _order(rule: Rule) -> Iterator[Finding]:
     """Yield severities whose thresholds are the wrong way round: critical has to be the harder one to reach."""
-    seen: list[tuple[str, float]] = []
-    for grade in grades(rule):
-        if isinstance(grade.when, Above | Below) and grade.when.threshold is not None:
-            seen.append((grade.severity, grade.when.threshold))
-    for (worse, hard), (milder, easy) in zip(seen, seen[1:], strict=False):
-        if isinstance(rule.when, Above) and hard < easy or isinstance(rule.when, Below) and hard > easy:
+    seen = [
+        (grade.severity, grade.when.threshold)
+        for grade in grades(rule)
+        if isinstance(grade.when, Above | Below) and grade.when.threshold is not None
+    ]
+    for (worse, hard), (milder, easy) in pairwise(seen):
+        if (isinstance(rule.when, Above) and hard < easy) or (isinstance(rule.when, Below) and hard > easy):
             yield (
                 ("severities", worse, "threshold"),
                 f"{worse} at {hard:g} would be reached before {milder} at {easy:g}",

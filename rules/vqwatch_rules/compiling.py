@@ -21,21 +21,9 @@ from vqwatch_rules.conditions import (
     Spike,
     Stale,
 )
-from vqwatch_rules.judges import (
-    AllJudge,
-    FiniteJudge,
-    IncreaseJudge,
-    Judge,
-    JumpJudge,
-    Labels,
-    MissingJudge,
-    Readings,
-    SlopeJudge,
-    StaleJudge,
-    ValueJudge,
-    Wanted,
-)
+from vqwatch_rules.judges import AllJudge, FiniteJudge, Judge, Labels, MissingJudge, Readings, ValueJudge, Wanted
 from vqwatch_rules.lifecycle import Record
+from vqwatch_rules.memory import IncreaseJudge, JumpJudge, SlopeJudge, StaleJudge
 from vqwatch_rules.model import Evidence, Grade, Rule, grades
 from vqwatch_rules.template import Template
 
@@ -102,6 +90,7 @@ class Selection:
         return bool(self._patterns) or self._layer_at is not None
 
     def __call__(self, labels: Labels) -> bool:
+        """Tell whether the series with these labels is meant."""
         facts = self._facts()
         if facts is not self._for or len(self._known) > 8192:
             self._known.clear()
@@ -153,7 +142,7 @@ def _gate(gate: Evidence, labels: tuple[str, ...], names: Names, facts: Facts) -
     own = names[gate.metric]
     matches = tuple((mine, labels.index(name)) for mine, name in enumerate(own) if name in labels)
     selection = Selection(gate, (), own, facts)
-    return Gate(gate, matches, selection if selection else None)
+    return Gate(gate, matches, selection or None)
 
 
 def _judge(grade: Grade, kinds: tuple[str, ...], names: Names, facts: Facts) -> Judge:
@@ -181,7 +170,7 @@ def _labels(part: OnMetric, names: Names) -> tuple[str, ...]:
 def _single(part: OnMetric, kinds: tuple[str, ...], names: Names, facts: Facts) -> Judge:
     own = names[part.metric]
     selection = Selection(part, kinds, own, facts)
-    wanted = selection if selection else None
+    wanted = selection or None
     if isinstance(part, OnValue):
         return ValueJudge(part, wanted)
     if isinstance(part, NotFinite):

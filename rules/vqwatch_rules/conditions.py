@@ -56,7 +56,7 @@ class OnMetric(Strict):
     """The keys that a severity may set for itself."""
 
     metric: str
-    where: dict[str, Patterns] = {}
+    where: dict[str, Patterns] = Field(default_factory=dict)
 
 
 class OnValue(OnMetric):

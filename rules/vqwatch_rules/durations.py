@@ -30,7 +30,7 @@ class Span:
 
     def in_seconds(self, step_seconds: float) -> float:
         """Return the span in seconds for steps of ``step_seconds``."""
-        return self.seconds if self.seconds else self.steps * step_seconds
+        return self.seconds or self.steps * step_seconds
 
 
 NOW: Final = Span()

@@ -24,10 +24,12 @@ from typing import Any, Final
 from vqwatch_rules.alerts import Alert, AlertState, RunFacts, State, Transition
 from vqwatch_rules.compiling import Watch, compiled
 from vqwatch_rules.errors import RuleError
-from vqwatch_rules.judges import AllJudge, Judge, JumpJudge, Labels, Series
+from vqwatch_rules.judges import AllJudge, Judge, Labels, Series
 from vqwatch_rules.lifecycle import CLEARS, HOLDS, UNKNOWN, Record, advance, begin, pass_time, start_over
 from vqwatch_rules.load import RuleSet, unknown_layers
+from vqwatch_rules.memory import JumpJudge, MemoryJudge
 from vqwatch_rules.model import Rule
+from vqwatch_rules.saving import dump_alert, dump_record, load_alert, load_record, orphan
 
 LATE_STEPS: Final = 64
 RESOLVED_SECONDS: Final = 15 * 60.0
@@ -45,7 +47,7 @@ class _Channel:
     watches: list[Watch] = field(default_factory=list)
     bounded: list[tuple[Watch, Judge]] = field(default_factory=list)
     """Watches with the judge whose bounds tell whether this metric could matter to them."""
-    fed: list[tuple[Rule, Judge]] = field(default_factory=list)
+    fed: list[tuple[Rule, MemoryJudge]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -115,9 +117,9 @@ class Engine:
             if step < channel.step - LATE_STEPS:
                 self._rewind(state, channel, step, now)
             channel.step = step
-            for rule, judge in channel.fed:
+            for rule, memory in channel.fed:
                 try:
-                    judge.feed(series, step, now)
+                    memory.feed(series, step, now)
                 except Exception:  # one rule's failure spoils only that rule
                     self._failed(rule)
             if not channel.bounded:
@@ -178,12 +180,14 @@ class Engine:
         runs = {}
         for name, state in self._runs.items():
             records = [
-                _dump(watch, labels, record) for watch in state.watches for labels, record in watch.records.items()
+                dump_record(watch, labels, record)
+                for watch in state.watches
+                for labels, record in watch.records.items()
             ]
             steps = {metric: channel.step for metric, channel in state.channels.items() if channel.step}
             if records or steps:
                 runs[name] = {"step": state.step, "steps": steps, "records": records}
-        resolved = [_dump_alert(alert) for alert in self._resolved.values()]
+        resolved = [dump_alert(alert) for alert in self._resolved.values()]
         return {"version": STATE_VERSION, "runs": runs, "resolved": resolved}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -197,7 +201,7 @@ class Engine:
         if state.get("version") != STATE_VERSION:
             raise ValueError(f"alert state of version {state.get('version')!r} cannot be read, only {STATE_VERSION}")
         try:
-            for alert in (_load_alert(raw) for raw in state["resolved"]):
+            for alert in (load_alert(raw) for raw in state["resolved"]):
                 self._resolved[_key(alert.labels)] = alert
             for name, raw in state["runs"].items():
                 self._restore_run(self._run(str(name)), raw)
@@ -307,8 +311,8 @@ class Engine:
 
     def _rewind(self, state: _Run, channel: _Channel, step: int, now: float) -> None:
         state.step = step
-        for _, judge in channel.fed:
-            judge.forget()
+        for _, memory in channel.fed:
+            memory.forget()
         for watch in channel.watches:
             for record in watch.records.values():
                 start_over(record, step, now)
@@ -346,12 +350,7 @@ class Engine:
                 state.channels[metric].step = int(step)
         by_name = {(watch.rule.alert, watch.grade.severity): watch for watch in state.watches}
         for one in raw["records"]:
-            record = Record(
-                value=_number(one["value"]),
-                started_step=int(one["started_step"]),
-                active_at=float(one["active_at"]),
-                fired_at=None if one["fired_at"] is None else float(one["fired_at"]),
-            )
+            record = load_record(one)
             watch = by_name.get((one["alert"], one["severity"]))
             named: Mapping[str, str] = one["labels"]
             if watch is None or set(named) != set(watch.label_names):
@@ -366,23 +365,8 @@ class Engine:
     def _orphan(self, state: _Run, raw: Mapping[str, Any], record: Record) -> None:
         """Resolve an alert whose rule is gone: whoever was told of it has to hear the end."""
         now = max(self._now, record.active_at, record.fired_at or 0.0)
-        labels = {"alertname": str(raw["alert"]), "severity": str(raw["severity"]), **raw["constant"], **raw["labels"]}
-        if state.name:
-            labels["run"] = state.name
-        alert = Alert(
-            name=labels["alertname"],
-            severity=labels["severity"],
-            run=state.name,
-            labels=labels,
-            annotations={"summary": "The rule behind this alert is gone.", "description": "", "runbook_url": ""},
-            state="resolved",
-            value=record.value,
-            started_step=record.started_step,
-            active_at=record.active_at,
-            fired_at=record.fired_at,
-            resolved_at=now,
-        )
-        self._resolved[_key(labels)] = alert
+        alert = orphan(state.name, raw, record, now)
+        self._resolved[_key(alert.labels)] = alert
         self._waiting.append(Transition(alert, "firing", "resolved", state.step, now))
 
 
@@ -396,7 +380,7 @@ def _connect(state: _Run, watch: Watch) -> None:
         channel = state.channels.setdefault(judge.metric, _Channel(step=0))
         channel.watches.append(watch)
         channel.bounded.append((watch, judge))
-        if judge.remembers:
+        if isinstance(judge, MemoryJudge):
             channel.fed.append((watch.rule, judge))
 
 
@@ -406,48 +390,3 @@ def _shown(record: Record) -> AlertState:
 
 def _key(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(labels.items()))
-
-
-def _number(raw: Any) -> float:
-    return math.nan if raw is None else float(raw)
-
-
-def _plain(value: float) -> float | str | None:
-    """JSON has no nan and no infinity."""
-    return value if math.isfinite(value) else None if value != value else str(value)
-
-
-def _dump(watch: Watch, labels: Labels, record: Record) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        "alert": watch.rule.alert,
-        "severity": watch.grade.severity,
-        "labels": dict(zip(watch.label_names, labels, strict=True)),
-        "constant": dict(watch.rule.labels),
-        "value": _plain(record.value),
-        "started_step": record.started_step,
-        "active_at": record.active_at,
-        "fired_at": record.fired_at,
-    }
-    if isinstance(watch.judge, JumpJudge):
-        out["history"] = watch.judge.remembered(labels)
-    return out
-
-
-def _dump_alert(alert: Alert) -> dict[str, Any]:
-    return {
-        "name": alert.name,
-        "severity": alert.severity,
-        "run": alert.run,
-        "labels": dict(alert.labels),
-        "annotations": dict(alert.annotations),
-        "value": _plain(alert.value),
-        "started_step": alert.started_step,
-        "active_at": alert.active_at,
-        "fired_at": alert.fired_at,
-        "resolved_at": alert.resolved_at,
-        "action": alert.action,
-    }
-
-
-def _load_alert(raw: Mapping[str, Any]) -> Alert:
-    return Alert(**{**raw, "value": _number(raw["value"]), "state": "resolved"})

@@ -102,6 +102,10 @@ class Trend:
             self._due = self._stride
             self._fit()
 
+    def relative_change(self) -> float:
+        """Return the change over the history as a share of its mean size; nan as long as there is no line."""
+        return self.change / self.mean if self.mean else 0.0
+
     def _fit(self) -> None:
         """Work out slope (per step), change over the history, mean size of the values and r squared."""
         count = len(self.values)

@@ -1,8 +1,8 @@
 """What a condition makes of readings: one judge per condition, rule severity and run.
 
 A judge returns a verdict (see `lifecycle`) per label set. ``low`` and ``high`` let the engine skip it cheaply: while
-every value of the metric is finite and within [low, high], the condition holds for no series. Judges with a memory
-(spike, drop, slope, increase, stale) are fed every reading of their metric.
+every value of the metric is finite and within [low, high], the condition holds for no series. Judges that remember
+are in `memory`.
 
 Non-finite readings: an infinity is compared as a number and may make a condition true; nothing non-finite ever
 clears one. Only ``not_finite`` is about them.
@@ -18,19 +18,12 @@ from vqwatch_rules.conditions import (
     Above,
     Below,
     Between,
-    Drop,
     Equals,
-    Increase,
     Missing,
     NotFinite,
-    OnMetric,
     OnValue,
     Outside,
-    Slope,
-    Spike,
-    Stale,
 )
-from vqwatch_rules.history import Baseline, Growth, Rhythm, Trend
 from vqwatch_rules.lifecycle import CLEARS, HOLDS, UNKNOWN, WITHIN
 
 Labels: TypeAlias = tuple[str, ...]
@@ -40,7 +33,6 @@ Finding: TypeAlias = tuple[Labels, float, int]
 Wanted: TypeAlias = Callable[[Labels], bool]
 Compare: TypeAlias = Callable[[float], int]
 
-MAX_SERIES: Final = 4096
 _INF: Final = math.inf
 _NONE: Final[Series] = {}
 
@@ -51,25 +43,17 @@ class Judge(Protocol):
     metric: str
     low: float
     high: float
-    remembers: bool
-    """Whether it has to be fed."""
     by_time: bool
     """Whether its verdict changes when nothing arrives."""
 
-    def feed(self, series: Series, step: int, now: float) -> None:
-        """Take the metric's new readings into the memory."""
-
-    def verdicts(self, latest: Readings, step: int, now: float) -> Iterable[Finding]:
+    def verdicts(self, latest: Readings, step: int, now: float, /) -> Iterable[Finding]:
         """Return (labels, value, verdict) for each series it has an opinion about."""
-
-    def forget(self) -> None:
-        """The run began again: what was remembered is no longer about it."""
 
 
 def comparison(part: OnValue) -> tuple[Compare, float, float]:
     """Return how a value is judged, and between which bounds it certainly does not hold."""
     if isinstance(part, Above):
-        over, calm = _given(part.threshold), part.clear if part.clear is not None else _given(part.threshold)
+        over, calm = given(part.threshold), part.clear if part.clear is not None else given(part.threshold)
 
         def above(value: float) -> int:
             if value > over:
@@ -78,7 +62,7 @@ def comparison(part: OnValue) -> tuple[Compare, float, float]:
 
         return above, -_INF, over
     if isinstance(part, Below):
-        under, calm = _given(part.threshold), part.clear if part.clear is not None else _given(part.threshold)
+        under, calm = given(part.threshold), part.clear if part.clear is not None else given(part.threshold)
 
         def below(value: float) -> int:
             if value < under:
@@ -87,7 +71,7 @@ def comparison(part: OnValue) -> tuple[Compare, float, float]:
 
         return below, under, _INF
     if isinstance(part, Outside):
-        low, high = _given(part.low), _given(part.high)
+        low, high = given(part.low), given(part.high)
 
         def outside(value: float) -> int:
             if value < low or value > high:
@@ -96,8 +80,8 @@ def comparison(part: OnValue) -> tuple[Compare, float, float]:
 
         return outside, low, high
     if isinstance(part, Between | Equals):
-        low, high = (part.value, part.value) if isinstance(part, Equals) else (part.low, part.high)
-        first, last = _given(low), _given(high)
+        first = given(part.value if isinstance(part, Equals) else part.low)
+        last = given(part.value if isinstance(part, Equals) else part.high)
 
         def between(value: float) -> int:
             if first <= value <= last:
@@ -109,7 +93,8 @@ def comparison(part: OnValue) -> tuple[Compare, float, float]:
     raise TypeError(f"{type(part).__name__} compares no values")
 
 
-def _given(value: float | None) -> float:
+def given(value: float | None) -> float:
+    """Return a threshold that validation has made sure of."""
     if value is None:
         raise ValueError("a threshold is missing")
     return value
@@ -118,7 +103,6 @@ def _given(value: float | None) -> float:
 class ValueJudge:
     """Compares the newest values: each on its own, or one figure made of all."""
 
-    remembers = False
     by_time = False
 
     def __init__(self, part: OnValue, wanted: Wanted | None) -> None:
@@ -131,13 +115,7 @@ class ValueJudge:
         if part.relative_to is not None:
             self.low, self.high = _INF, -_INF
 
-    def feed(self, series: Series, step: int, now: float) -> None:
-        """Remember nothing."""
-
-    def forget(self) -> None:
-        """Nothing is remembered."""
-
-    def verdicts(self, latest: Readings, step: int, now: float) -> Iterable[Finding]:
+    def verdicts(self, latest: Readings, _step: int, _now: float, /) -> Iterable[Finding]:
         """Judge the metric's latest values."""
         series = latest.get(self.metric, _NONE)
         if self._wanted is not None:
@@ -183,20 +161,13 @@ class FiniteJudge:
 
     low = -_INF
     high = _INF
-    remembers = False
     by_time = False
 
     def __init__(self, part: NotFinite, wanted: Wanted | None) -> None:
         self.metric = part.metric
         self._wanted = wanted
 
-    def feed(self, series: Series, step: int, now: float) -> None:
-        """Remember nothing."""
-
-    def forget(self) -> None:
-        """Nothing is remembered."""
-
-    def verdicts(self, latest: Readings, step: int, now: float) -> Iterable[Finding]:
+    def verdicts(self, latest: Readings, _step: int, _now: float, /) -> Iterable[Finding]:
         """Judge the metric's latest values."""
         return [
             (labels, value, HOLDS if value - value != 0.0 else CLEARS)
@@ -205,208 +176,11 @@ class FiniteJudge:
         ]
 
 
-class _Remembering:
-    """What judges with a memory share: verdicts are made when fed, one memory per series, at most `MAX_SERIES`."""
-
-    remembers = True
-    by_time = False
-
-    def __init__(self, part: OnMetric, wanted: Wanted | None) -> None:
-        self.metric = part.metric
-        self.low, self.high = -_INF, _INF
-        self._wanted = wanted
-        self._found: dict[Labels, Finding] = {}
-
-    def verdicts(self, latest: Readings, step: int, now: float) -> Iterable[Finding]:
-        """Return what was found when the latest readings came."""
-        return self._found.values()
-
-    def forget(self) -> None:
-        """Start again."""
-        self._found.clear()
-        self.low, self.high = -_INF, _INF
-
-    def _calm(self, calm: bool) -> None:
-        """Let the engine skip this judge, or not."""
-        self.low, self.high = (-_INF, _INF) if calm else (_INF, -_INF)
-
-
-class JumpJudge(_Remembering):
-    """Compares each value with its own recent history: `Spike` and `Drop`."""
-
-    def __init__(self, part: Spike | Drop, wanted: Wanted | None) -> None:
-        super().__init__(part, wanted)
-        self._sign = 1.0 if isinstance(part, Spike) else -1.0
-        self._size, self._enough = part.history, part.min_history
-        self._deviations = part.deviations
-        self._change, self._relative = part.min_change, part.min_relative_change
-        self._memory: dict[Labels, Baseline] = {}
-
-    def feed(self, series: Series, step: int, now: float) -> None:
-        """Judge each value against its history, then take it in."""
-        calm = True
-        for labels, value in series.items():
-            memory = self._memory.get(labels)
-            if memory is None:
-                if (self._wanted is not None and not self._wanted(labels)) or len(self._memory) >= MAX_SERIES:
-                    continue
-                memory = self._memory[labels] = Baseline(self._size)
-            if value - value != 0.0:
-                verdict = UNKNOWN
-            elif len(memory.values) < self._enough:
-                verdict = UNKNOWN
-                memory.add(value)
-            else:
-                jump = self._sign * (value - memory.level)
-                if (
-                    jump > self._deviations * memory.scatter
-                    and jump > self._change
-                    and jump > self._relative * abs(memory.level)
-                ):
-                    verdict = HOLDS
-                    memory.set_aside(value)
-                else:
-                    verdict = CLEARS
-                    memory.add(value)
-            calm = calm and verdict != HOLDS
-            self._found[labels] = (labels, value, verdict)
-        self._calm(calm)
-
-    def forget(self) -> None:
-        """Drop every history."""
-        super().forget()
-        self._memory.clear()
-
-    def remembered(self, labels: Labels) -> list[float]:
-        """Return a series' history, to be kept over a restart."""
-        memory = self._memory.get(labels)
-        return list(memory.values) if memory is not None else []
-
-    def remember(self, labels: Labels, values: Iterable[float]) -> None:
-        """Take a history back."""
-        memory = self._memory[labels] = Baseline(self._size)
-        memory.values.extend(value for value in values if math.isfinite(value))
-        memory.refresh()
-
-
-class SlopeJudge(_Remembering):
-    """Compares the trend of each series' recent history."""
-
-    def __init__(self, part: Slope, wanted: Wanted | None) -> None:
-        super().__init__(part, wanted)
-        self._size, self._enough = part.history, part.min_history
-        self._bound = _given(part.above if part.above is not None else part.below)
-        self._sign = 1.0 if part.above is not None else -1.0
-        self._relative, self._fit = part.relative, part.min_fit
-        self._memory: dict[Labels, Trend] = {}
-
-    def feed(self, series: Series, step: int, now: float) -> None:
-        """Take each value into its trend and judge that."""
-        calm = True
-        for labels, value in series.items():
-            memory = self._memory.get(labels)
-            if memory is None:
-                if (self._wanted is not None and not self._wanted(labels)) or len(self._memory) >= MAX_SERIES:
-                    continue
-                memory = self._memory[labels] = Trend(self._size)
-            if value - value != 0.0:
-                self._found[labels] = (labels, value, UNKNOWN)
-                continue
-            memory.add(step, value)
-            if self._relative:
-                slope = memory.change / memory.mean if memory.mean else 0.0
-            else:
-                slope = memory.slope
-            if len(memory.values) < self._enough or slope != slope:
-                verdict = UNKNOWN
-            elif self._sign * (slope - self._bound) > 0.0 and memory.fit >= self._fit:
-                verdict, calm = HOLDS, False
-            else:
-                verdict = CLEARS
-            self._found[labels] = (labels, slope, verdict)
-        self._calm(calm)
-
-    def forget(self) -> None:
-        """Drop every trend."""
-        super().forget()
-        self._memory.clear()
-
-
-class IncreaseJudge(_Remembering):
-    """Compares how much a counter grew lately."""
-
-    by_time = True
-
-    def __init__(self, part: Increase, wanted: Wanted | None) -> None:
-        super().__init__(part, wanted)
-        self._threshold = _given(part.threshold)
-        self._within = part.within
-        self._memory: dict[Labels, Growth] = {}
-        self._fed = False
-
-    def feed(self, series: Series, step: int, now: float) -> None:
-        """Take each reading; a series that appears later than its metric began at 0."""
-        for labels, value in series.items():
-            memory = self._memory.get(labels)
-            if value - value != 0.0:
-                continue
-            if memory is None:
-                if (self._wanted is not None and not self._wanted(labels)) or len(self._memory) >= MAX_SERIES:
-                    continue
-                memory = self._memory[labels] = Growth(self._within, 0.0 if self._fed else value, step, now)
-            memory.add(value, step, now)
-        self._fed = True
-        self._calm(not any(memory.within(step, now) > self._threshold for memory in self._memory.values()))
-
-    def verdicts(self, latest: Readings, step: int, now: float) -> Iterable[Finding]:
-        """Judge the growth up to ``step`` and ``now``."""
-        return [
-            (labels, growth, HOLDS if growth > self._threshold else CLEARS)
-            for labels, memory in self._memory.items()
-            for growth in (memory.within(step, now),)
-        ]
-
-    def forget(self) -> None:
-        """Keep the counters: they run on through a restart of the training."""
-
-
-class StaleJudge(_Remembering):
-    """Compares the age of each series' last reading."""
-
-    by_time = True
-
-    def __init__(self, part: Stale, wanted: Wanted | None) -> None:
-        super().__init__(part, wanted)
-        self._longer_than = part.longer_than.seconds
-        self._intervals = part.intervals
-        self._memory: dict[Labels, Rhythm] = {}
-
-    def feed(self, series: Series, step: int, now: float) -> None:
-        """Note when each series was read."""
-        for labels in series:
-            memory = self._memory.get(labels)
-            if memory is not None:
-                memory.add(now)
-            elif (self._wanted is None or self._wanted(labels)) and len(self._memory) < MAX_SERIES:
-                self._memory[labels] = Rhythm(now)
-
-    def verdicts(self, latest: Readings, step: int, now: float) -> Iterable[Finding]:
-        """Judge the ages at ``now``; without an interval to go by there is no opinion."""
-        out = []
-        for labels, memory in self._memory.items():
-            age, usual = memory.age(now), memory.interval() if self._intervals else 0.0
-            limit = max(self._longer_than, self._intervals * usual)
-            verdict = UNKNOWN if usual != usual else HOLDS if age > limit else CLEARS
-            out.append((labels, age, verdict))
-        return out
-
-
 class MissingJudge:
     """Looks for series that never came. ``expected`` returns the label sets that should be there."""
 
     low = -_INF
     high = _INF
-    remembers = False
     by_time = True
 
     def __init__(self, part: Missing, layer_at: int | None, expected: Callable[[], Iterable[Labels]]) -> None:
@@ -414,13 +188,7 @@ class MissingJudge:
         self._layer_at = layer_at
         self._expected = expected
 
-    def feed(self, series: Series, step: int, now: float) -> None:
-        """Remember nothing."""
-
-    def forget(self) -> None:
-        """Nothing is remembered."""
-
-    def verdicts(self, latest: Readings, step: int, now: float) -> Iterable[Finding]:
+    def verdicts(self, latest: Readings, _step: int, _now: float, /) -> Iterable[Finding]:
         """Judge every expected label set."""
         series = latest.get(self.metric, _NONE)
         if self._layer_at is None:
@@ -436,8 +204,6 @@ class AllJudge:
     condition's kept labels. Of several series that fall together, the worst counts.
     """
 
-    remembers = False
-
     def __init__(
         self, judges: tuple[Judge, ...], keeps: tuple[tuple[int, ...], ...], joins: tuple[tuple[int, ...], ...]
     ) -> None:
@@ -448,15 +214,7 @@ class AllJudge:
         self._keeps = keeps
         self._joins = joins
 
-    def feed(self, series: Series, step: int, now: float) -> None:
-        """The parts are fed one by one, by the engine."""
-
-    def forget(self) -> None:
-        """Let every part start again."""
-        for judge in self.judges:
-            judge.forget()
-
-    def verdicts(self, latest: Readings, step: int, now: float) -> Iterable[Finding]:
+    def verdicts(self, latest: Readings, step: int, now: float, /) -> Iterable[Finding]:
         """Join what the parts say; a label set that one part says nothing about is unknown."""
         first = self._fold(0, latest, step, now)
         if not first:

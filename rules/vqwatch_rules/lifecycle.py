@@ -45,7 +45,7 @@ class Record:
 
 
 def begin(value: float, step: int, now: float, hold: Span) -> Record:
-    """Return the record of a condition that has just become true: pending, or firing if there is nothing to wait for."""
+    """Return the record of a condition that has just become true: pending, or firing without a wait."""
     return Record(value, step, now, fired_at=None if hold else now)
 
 

@@ -44,16 +44,16 @@ def runbooks() -> Path:
 
 class _RunEntry(Strict):
     match: str = Field(min_length=1)
-    override: dict[str, Any] = {}
+    override: dict[str, Any] = Field(default_factory=dict)
 
 
 class _File(Strict):
     version: Literal[1] = 1
     extends: Literal["default", "nothing"] = "default"
     runbook_base: str | None = None
-    rules: list[dict[str, Any]] = []
-    override: dict[str, Any] = {}
-    runs: list[_RunEntry] = []
+    rules: list[dict[str, Any]] = Field(default_factory=list)
+    override: dict[str, Any] = Field(default_factory=dict)
+    runs: list[_RunEntry] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,15 @@ def load(paths: Sequence[Path], metrics: Mapping[str, Sequence[str]], *, runbook
 
 def unknown_layers(rules: Sequence[Rule], layers: Sequence[str]) -> tuple[str, ...]:
     """Return a sentence for each layer that a rule names and the run does not have."""
-    out = []
-    for rule in rules:
-        for part in conditions(rule.when):
-            for name in part.where.get("layer", ()):
-                if not GLOB & set(name) and name not in layers:
-                    out.append(f"{rule.alert}: {unknown('layer', name, layers)}")
-    return tuple(dict.fromkeys(out))
+    return tuple(
+        dict.fromkeys(
+            f"{rule.alert}: {unknown('layer', name, layers)}"
+            for rule in rules
+            for part in conditions(rule.when)
+            for name in part.where.get("layer", ())
+            if not GLOB & set(name) and name not in layers
+        )
+    )
 
 
 def _expand(paths: Sequence[Path]) -> list[Path]:
@@ -243,7 +245,7 @@ def _problems(error: ValidationError, tree: Located, name: str) -> list[Problem]
             message = f"{path[-1]!r} is missing"
         elif item["type"] == "literal_error" and len(path) > 1 and path[-1] == "[key]":
             message = unknown("severity", str(item["input"]), SEVERITIES)
-        elif item["type"] not in {"value_error"}:
+        elif item["type"] != "value_error":
             message = f"{message}, not {_shown(item['input'])}"
         keys = [part for index, part in enumerate(path) if not _is_tag(path, index)]
         out.append(Problem(tree.place(keys), _key(name, keys), message))

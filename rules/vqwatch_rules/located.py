@@ -112,7 +112,7 @@ def _convert(node: yaml.Node, loader: Any, name: str, depth: int) -> Located:
     if isinstance(node, yaml.MappingNode):
         out: dict[str, Located] = {}
         for key_node, value_node in node.value:
-            key = _key(key_node, loader, name)
+            key = _key(key_node, name)
             if key in out:
                 line = Where(name, key_node.start_mark.line + 1)
                 raise RuleError([Problem(line, key, f"written twice; the first is in line {out[key].where.line}")])
@@ -126,7 +126,7 @@ def _convert(node: yaml.Node, loader: Any, name: str, depth: int) -> Located:
     return Located(value if isinstance(value, str | int | float | bool | None) else str(node.value), where)
 
 
-def _key(node: yaml.Node, loader: Any, name: str) -> str:
+def _key(node: yaml.Node, name: str) -> str:
     if not isinstance(node, yaml.ScalarNode):
         raise RuleError([Problem(Where(name, node.start_mark.line + 1), "", "a key has to be a plain word")])
     return str(node.value)

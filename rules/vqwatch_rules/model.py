@@ -39,7 +39,7 @@ class Evidence(Strict):
     metric: str
     at_least: Number
     times: str | None = None
-    where: dict[str, Patterns] = {}
+    where: dict[str, Patterns] = Field(default_factory=dict)
 
 
 class Level(Strict):
@@ -82,7 +82,7 @@ class Rule(Strict):
     alert: AlertName
     when: Condition
     severity: Severity | None = None
-    severities: dict[Severity, Level] = {}
+    severities: dict[Severity, Level] = Field(default_factory=dict)
     for_: SpanField = Field(default=NOW, alias="for")
     keep_firing_for: SpanField = NOW
     after_step: int = Field(default=0, ge=0)
@@ -90,7 +90,7 @@ class Rule(Strict):
     codebook_kinds: tuple[CodebookKind, ...] = ()
     scope: Literal["run", "daemon", "prometheus"] = "run"
     action: Literal["stop", "none"] = "none"
-    labels: dict[LabelName, str] = {}
+    labels: dict[LabelName, str] = Field(default_factory=dict)
     annotations: Annotations
 
     @model_validator(mode="after")
@@ -98,7 +98,7 @@ class Rule(Strict):
         if bool(self.severity) == bool(self.severities):
             raise ValueError("a rule has either 'severity: warning' or 'severities: {warning: ..., critical: ...}'")
         if taken := RESERVED_LABELS & self.labels.keys():
-            raise ValueError(f"label {sorted(taken)[0]!r} is set by the engine")
+            raise ValueError(f"label {min(taken)!r} is set by the engine")
         return self
 
 
