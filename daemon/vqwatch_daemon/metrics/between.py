@@ -35,8 +35,8 @@ def usage_correlation(counts: Counts, sizes: Sizes) -> Floats:
     real = np.arange(counts.shape[-1]) < per_layer[:, np.newaxis]
     mean = counts.sum(axis=-1, keepdims=True) / np.maximum(per_layer, 1)[:, np.newaxis]
     centred = np.where(real, counts - mean, 0.0)
-    constant = (np.where(real, counts, counts[:, :1]) == counts[:, :1]).all(axis=-1)
-    length = np.where(constant, np.nan, np.sqrt((centred * centred).sum(axis=-1)))
+    length = np.sqrt((centred * centred).sum(axis=-1))
+    length[length == 0] = np.nan  # exactly 0 for constant usage: its mean is a whole number
     unit = centred / length[:, np.newaxis]
     comparable = per_layer[:, np.newaxis] == per_layer
     return np.where(comparable, np.clip(unit @ unit.T, -1.0, 1.0), np.nan)

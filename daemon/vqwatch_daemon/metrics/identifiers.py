@@ -151,7 +151,6 @@ class IdentifierSample:
     def merge(self, other: Self) -> None:
         """Take in a sample of another stream (a rank, a restart) with as many layers; both are taken to end now."""
         shift = self._decay * (self._position - other._position)
-        other._trim()
         self._insert(other._codes[: other._held], other._priorities[: other._held] - shift)
 
     def compute(self) -> Identifiers:

@@ -23,7 +23,8 @@ def effective(indices: NDArray[Any], size: int, mask: NDArray[np.bool_] | None =
 
 def zipf(size: int, power: float) -> NDArray[np.float64]:
     weights = np.arange(1.0, size + 1) ** -power
-    return weights / weights.sum()
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
 @pytest.mark.parametrize("probabilities", [zipf(256, 0), zipf(256, 1), zipf(4, 0), zipf(16, 3), np.array([0.98, 0.02])])
@@ -58,6 +59,11 @@ def test_effective_samples_predict_how_many_codes_show_up() -> None:
         distinct.append(len(np.unique(stream)))
         predicted.append(1024 * -math.expm1(effective(stream, 1024) * math.log1p(-1 / 1024)))
     assert np.mean(distinct) == pytest.approx(np.mean(predicted), rel=0.03)
+
+
+def test_the_chance_of_equal_neighbours_is_estimated_without_bias_from_few_samples() -> None:
+    """Four runs of two: s = 8/56, so 6 of 7 neighbours should differ and 3 do, each with its pseudo-count."""
+    assert effective(np.repeat(np.arange(4), 2)[np.newaxis], 4) == pytest.approx(8 - 7 * (1 - 4 / 7))
 
 
 def test_a_collapse_to_one_code_keeps_its_evidence() -> None:
@@ -131,7 +137,7 @@ def test_a_healthy_codebook_seen_through_32_codes_is_no_reading_but_its_evidence
 
 
 def test_readings_appear_one_by_one_as_evidence_grows() -> None:
-    appeared = {}
+    appeared: dict[str, int] = {}
     for samples in (255, 256, 768, 8192, 26_000):
         counts, repeats = layers_used(samples)
         for name, values in usage.per_layer(counts, 256, repeats).items():

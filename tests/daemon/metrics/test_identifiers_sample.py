@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
@@ -240,12 +239,12 @@ def test_small_samples_merge_without_loss() -> None:
 
 
 def test_the_same_stream_and_seed_give_the_same_sample() -> None:
-    def sampled() -> list[Any]:
+    def sampled() -> list[int]:
         rng = np.random.default_rng(35)
         sample = IdentifierSample(layers=8, capacity=50)
         for _ in range(5):
             sample.add(tuples(rng.integers(0, 1000, 100)), rng)
-        return held(sample).tolist()
+        return [int(number) for number in held(sample)]
 
     assert sampled() == sampled()
 

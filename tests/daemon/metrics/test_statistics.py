@@ -22,7 +22,8 @@ Shares = NDArray[np.float64]
 
 def zipf(size: int) -> Shares:
     weights = np.arange(1.0, size + 1) ** -0.75
-    return weights / weights.sum()
+    shares: Shares = weights / weights.sum()
+    return shares
 
 
 def half_dead(size: int) -> Shares:
