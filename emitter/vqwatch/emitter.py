@@ -375,6 +375,11 @@ class Emitter:
         """Return what was left out so far, by "kind:reason"."""
         return dict(self.complaints.dropped)
 
+    @property
+    def staged_bytes(self) -> int:
+        """Return the device memory taken for staging; as much is pinned on the host."""
+        return self._capture.staged_bytes if self._on else 0
+
     def flush(self, timeout: float = 2.0) -> bool:
         """Wait until all that must arrive was acknowledged, at most ``timeout`` seconds; return whether it was."""
         done: list[bool] = []

@@ -1,0 +1,309 @@
+"""Checks of the emitter that need a CUDA device: run on one by ``python tests/benchmarks/gpu_checks.py``.
+
+Shows that ``step()`` synchronises nothing (``torch.cuda.set_sync_debug_mode("error")``), allocates nothing after warm-up,
+delivers exactly what the tensors held at that step although they change right after, and leaves training bit-identical;
+then prints which calls its host time goes to. Exit code 1 if a check fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zmq
+from workload import SIZES, Training
+
+import vqwatch
+from vqwatch.wire import Ack, Codebooks, Codes, Hello, Reconstruction, Step, Welcome, decode, encode
+
+CUDA = torch.device("cuda")
+
+
+class Peer:
+    """A daemon in this process: keeps every message, acknowledges what must arrive."""
+
+    def __init__(self, folder: str) -> None:
+        self.endpoint = f"ipc://{folder}/peer.sock"
+        self.socket = zmq.Context.instance().socket(zmq.ROUTER)
+        self.socket.bind(self.endpoint)
+        self.messages: list[Any] = []
+
+    def take(self, milliseconds: int = 0) -> None:
+        """Take what has come, waiting for the first message at most so long."""
+        while self.socket.poll(milliseconds):
+            identity, *frames = self.socket.recv_multipart()
+            message = decode(frames)
+            self.messages.append(message)
+            if isinstance(message, Hello):
+                self.socket.send_multipart([identity, *encode(Welcome(message.origin.session, "peer", 2))])
+            if hasattr(message, "first"):
+                self.socket.send_multipart([identity, *encode(Ack(message.origin.session, message.seq))])
+
+    def of(self, kind: type) -> list[Any]:
+        """Return the messages of one kind."""
+        return [message for message in self.messages if isinstance(message, kind)]
+
+
+def watched(peer: Peer, training: Training, **options: Any) -> vqwatch.Emitter:
+    """Attach and wait for the connection."""
+    watch = vqwatch.attach(training.model, training.optimizer, endpoint=peer.endpoint, run="gpu", **options)
+    peer.take(1000)
+    return watch
+
+
+def array(tensor: Any, dtype: str) -> np.ndarray:
+    """Return a wire tensor as an array."""
+    return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
+
+
+EVERYTHING = dict.fromkeys(("codes", "clusters", "codebooks", "reconstruction", "gradients", "energies"), 1)
+
+
+def delivers_what_the_tensors_held(peer: Peer) -> str:
+    """Every array equals a copy taken at the step, although training overwrites the originals at once."""
+    training = Training(SIZES["launch-bound"], CUDA)
+    watch = watched(peer, training, every=EVERYTHING, budget=float("inf"))
+    wanted = []
+    for step in range(30):
+        out = training.step()
+        books = [layer.embedding.clone() for layer in training.model.layers]
+        sizes = [layer.ema_cluster_size.clone() for layer in training.model.layers]
+        watch.step(step, **out)
+        wanted.append(
+            (out["codes"].clone(), books, sizes, out["losses"]["total"].clone(), out["reconstructed"].clone())
+        )
+        for layer in training.model.layers:
+            layer.embedding.add_(0.0)
+        peer.take()
+        if step % 4 == 3:
+            torch.cuda.synchronize()
+    torch.cuda.synchronize()
+    watch.flush(0.2)
+    peer.take(200)
+    watch.flush(0.2)
+    peer.take(200)
+    compared = 0
+    for message in peer.of(Codes):
+        codes = wanted[message.step][0].movedim(-1, 0).cpu().numpy()
+        assert np.array_equal(array(message.indices, "<i2"), codes), f"codes of step {message.step}"
+        compared += 1
+    for message in peer.of(Codebooks):
+        for (layer, field), tensor in message.tensors.items():
+            if field in ("codebook", "cluster_size"):
+                held = wanted[message.step][1 if field == "codebook" else 2][int(layer)].cpu().numpy()
+                assert np.array_equal(array(tensor, "<f4")[0], held), f"{field} of layer {layer}, step {message.step}"
+                compared += 1
+    for message in peer.of(Reconstruction):
+        reconstructed = wanted[message.step][4].cpu().numpy()
+        sample = array(message.reconstructed, "<f4")
+        assert any(np.array_equal(sample[0], row[: sample.shape[1]]) for row in reconstructed), "reconstruction"
+        compared += 1
+    steps = peer.of(Step)
+    for message in steps:
+        assert message.losses["total"] == wanted[message.step][3].item(), f"loss of step {message.step}"
+        assert message.gradient_norms, "gradient norms"
+        assert len(message.residual_energy) == 8 or message.step == 0, "energies"
+    assert [message.step for message in steps] == list(range(30)), [message.step for message in steps]
+    dropped = watch.dropped
+    watch.close(0.0)
+    assert compared > 100, (compared, dropped)
+    return f"{compared} arrays equal, 30 steps in order, dropped {dropped}"
+
+
+def never_synchronises(peer: Peer) -> str:
+    """No call of ours waits for the device."""
+    training = Training(SIZES["launch-bound"], CUDA)
+    watch = watched(peer, training, every=EVERYTHING, budget=float("inf"))
+    for step in range(40):
+        out = training.step()
+        if step == 20:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            watch.step(step, **out)
+        finally:
+            if step > 20:
+                torch.cuda.set_sync_debug_mode("default")
+        if step > 20:
+            torch.cuda.set_sync_debug_mode("error")
+        peer.take()
+    torch.cuda.set_sync_debug_mode("default")
+    dropped = watch.dropped
+    watch.close(0.0)
+    assert not any(":" in key and key.endswith(("Error", "Exception")) for key in dropped), dropped
+    return f"20 steps with everything under set_sync_debug_mode('error'), dropped {dropped}"
+
+
+def allocates_nothing_after_warm_up(peer: Peer) -> str:
+    """Device memory and pinned memory stay flat."""
+    training = Training(SIZES["launch-bound"], CUDA)
+    watch = watched(peer, training, budget=float("inf"))
+    marks = []
+    for step in range(400):
+        watch.step(step, **training.step())
+        peer.take()
+        if step in (200, 399):
+            torch.cuda.synchronize()
+            pinned = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
+            marks.append((torch.cuda.memory_allocated(), pinned, watch.staged_bytes))
+    peer.messages.clear()
+    watch.close(0.0)
+    assert marks[0][1:] == marks[1][1:], marks
+    assert abs(marks[0][0] - marks[1][0]) < 1 << 20, marks
+    return (
+        f"staging {marks[1][2] / 2**20:.1f} MiB a side, pinned {marks[1][1] / 2**20:.1f} MiB, both flat from 200 to 400"
+    )
+
+
+def leaves_training_bit_identical(peer: Peer) -> str:
+    """The same seed gives the same weights with and without."""
+    torch.use_deterministic_algorithms(True)
+    weights = []
+    for with_us in (False, True):
+        training = Training(SIZES["launch-bound"], CUDA)
+        watch = watched(peer, training, every=EVERYTHING) if with_us else None
+        for step in range(25):
+            out = training.step()
+            if watch is not None:
+                watch.step(step, **out)
+                peer.take()
+        weights.append({name: value.clone() for name, value in training.model.state_dict().items()})
+        if watch is not None:
+            watch.close(0.0)
+    torch.use_deterministic_algorithms(False)
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    return f"{len(weights[0])} tensors equal after 25 steps"
+
+
+def is_still_while_a_graph_is_captured(peer: Peer) -> str:
+    """A step() inside a capture does nothing and breaks nothing; after it, all goes on."""
+    watch = vqwatch.attach(endpoint=peer.endpoint, run="gpu")
+    peer.take(1000)
+    static = torch.randn(64, 64, device=CUDA)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        static @ static
+    torch.cuda.current_stream().wait_stream(side)
+    watch.step(0, losses={"total": static.sum()})
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = (static @ static).sum()
+        watch.step(1, losses={"total": loss})
+    for step in range(2, 12):
+        graph.replay()
+        watch.step(step, losses={"total": loss})
+        torch.cuda.synchronize()
+    watch.flush(0.2)
+    peer.take(200)
+    steps = [message.step for message in peer.of(Step)]
+    value = peer.of(Step)[-1].losses["total"]
+    watch.close(0.0)
+    assert steps == [0, *range(2, 12)], steps
+    assert value == loss.item()
+    return "captured, replayed 10 times"
+
+
+def takes_odd_inputs(peer: Peer) -> str:
+    """bf16, fp8, non-contiguous, sparse, host codes beside device losses: what can be sent is sent."""
+    watch = vqwatch.attach(endpoint=peer.endpoint, run="gpu", every=EVERYTHING, budget=float("inf"))
+    peer.take(1000)
+    x = torch.randn(2, 8, 16, device=CUDA)
+    loss = {"bf16": x.sum().bfloat16(), "one": x.sum().view(1), "float": 1.5, "nan": x.sum() * float("nan"), "many": x}
+    cases: list[dict[str, Any]] = [
+        {"codes": torch.randint(0, 9, (2, 8, 3), device=CUDA, dtype=torch.int32)},
+        {"codes": torch.randint(0, 9, (2, 8, 3))},
+        {"codes": [torch.randint(0, 9, (2, 8), device=CUDA) for _ in range(3)]},
+        {"codes": x},
+        {"original": x.bfloat16(), "reconstructed": x.to(torch.float8_e4m3fn)},
+        {
+            "original": x.transpose(1, 2),
+            "reconstructed": x.transpose(1, 2),
+            "mask": torch.ones(2, 16, dtype=torch.bool),
+        },
+        {"original": x.to_sparse(), "reconstructed": x},
+        {"original": x, "reconstructed": x, "mask": torch.ones(3, device=CUDA)},
+    ]
+    for step, case in enumerate(cases):
+        watch.step(step, losses=loss, **case)
+        torch.cuda.synchronize()
+    watch.flush(0.2)
+    peer.take(200)
+    counts = {kind.__name__: len(peer.of(kind)) for kind in (Step, Codes, Reconstruction)}
+    dropped = watch.dropped
+    watch.close(0.0)
+    assert counts["Step"] == len(cases) and counts["Codes"] == 3, (counts, dropped)
+    return f"{counts}, dropped {dropped}"
+
+
+def profile(size: str, steps: int) -> None:
+    """Print latency percentiles of step() with the defaults, and which calls the host time goes to."""
+    with tempfile.TemporaryDirectory() as folder:
+        endpoint = f"ipc://{folder}/sink.sock"
+        sink = Path(__file__).with_name("sink.py")
+        process = subprocess.Popen([sys.executable, str(sink), endpoint], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        training = Training(SIZES[size], CUDA)
+        watch = vqwatch.attach(training.model, training.optimizer, endpoint=endpoint, run=size, budget=float("inf"))
+        times = []
+        for step in range(steps):
+            out = training.step()
+            started = time.perf_counter()
+            watch.step(step, **out)
+            times.append(time.perf_counter() - started)
+        torch.cuda.synchronize()
+        micro = np.array(times[100:]) * 1e6
+        heavy = [f"{micro[phase::50].mean():.0f}" for phase in (0, 17, 34)]
+        print(f"{size}: step() p50 {np.percentile(micro, 50):.0f} us, p90 {np.percentile(micro, 90):.0f}, "
+              f"p99 {np.percentile(micro, 99):.0f}, max {micro.max():.0f}; mean {micro.mean():.0f}; "
+              f"codebooks/reconstruction/gradients steps {heavy}; dropped {watch.dropped}")  # fmt: skip
+        profiler = cProfile.Profile()
+        for step in range(steps, steps + 300):
+            out = training.step()
+            profiler.enable()
+            watch.step(step, **out)
+            profiler.disable()
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(32)
+        watch.close()
+        print(process.communicate()[0].decode())
+
+
+def main() -> int:
+    """Run the checks, then the profiles."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--profile", nargs="*", default=["launch-bound", "gpu-bound"])
+    arguments = parser.parse_args()
+    print(torch.__version__, torch.cuda.get_device_name(), zmq.zmq_version())
+    checks: list[Callable[[Peer], str]] = [
+        takes_odd_inputs, is_still_while_a_graph_is_captured, delivers_what_the_tensors_held, never_synchronises,
+        allocates_nothing_after_warm_up, leaves_training_bit_identical,
+    ]  # fmt: skip
+    failed = 0
+    for check in checks:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                print(f"ok    {check.__name__}: {check(Peer(folder))}", flush=True)
+            except Exception:
+                failed += 1
+                print(f"FAIL  {check.__name__}: {traceback.format_exc()}", flush=True)
+                torch.cuda.set_sync_debug_mode("default")
+    for size in arguments.profile:
+        profile(size, arguments.steps)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
