@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-DIM = 24
+DIM = 20
 BUCKETS = 2048
 SHORTEST_DOCUMENT = 8
 SHORTEST_SENTENCE = 12

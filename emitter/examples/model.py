@@ -52,13 +52,13 @@ class VectorQuantizerEMA(nn.Module):
         if self.training and self.num_updates == 0:
             self.initialize(vectors)
         chosen = self.nearest(vectors)
-        if self.training:
-            self.update(vectors, chosen)
-            self.replace_dead_codes(vectors)
         indices = torch.full(mask.shape, -1, dtype=torch.long, device=inputs.device)
         indices[mask] = chosen
         quantized = torch.zeros_like(inputs)
         quantized[mask] = self.embedding[chosen]
+        if self.training:
+            self.update(vectors, chosen)
+            self.replace_dead_codes(vectors)
         return quantized, indices
 
     def nearest(self, vectors: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class DocumentRQVAE(nn.Module):
         length: int = 64,
         width: int = 96,
         blocks: int = 1,
-        latent_dim: int = 24,
+        latent_dim: int = 20,
         layers: int = 8,
         size: int = 256,
         commitment: float = 0.25,

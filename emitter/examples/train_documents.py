@@ -31,6 +31,7 @@ from torch.nn.utils import clip_grad_norm_
 import vqwatch
 
 LENGTH = 64
+LR_FLAT_STEPS = 100
 
 
 def build_model(quantizer: str = "ema", length: int = LENGTH) -> DocumentRQVAE:
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     model = build_model(options.quantizer, options.length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (LR_FLAT_STEPS / (step + 1)) ** 0.5))
     batches = documents.batches(corpus, options.batch_size, options.length, options.seed + rank)
 
     watch = vqwatch.attach(model, optimizer, run=options.run, endpoint=options.endpoint)
@@ -94,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         norm = clip_grad_norm_(model.parameters(), 1.0)
         if norm.isfinite():
             optimizer.step()
+        schedule.step()
 
         watch.step(step, losses=losses, codes=codes, original=features, reconstructed=reconstruction, mask=mask,
                    grad_norm=norm)  # fmt: skip
