@@ -58,15 +58,8 @@ def motion(earlier: Floats, later: Floats, steps: int = 1) -> Motion:
     >>> motion(np.array([[3.0, 4.0]]), np.array([[3.0, 5.0]]), steps=2).movement
     0.5
     """
-    before, after = as_books(earlier), as_books(later)
-    if before.shape != after.shape or steps < 1:
-        raise ValueError(f"snapshots of shapes {before.shape} and {after.shape}, {steps} steps apart")
-    with np.errstate(over="ignore", invalid="ignore"):
-        change = after - before
-        moved, length = row_products(change, change), row_products(before, before)
-        if moved.dtype == np.float32 and not np.isfinite(moved.sum() + length.sum()):  # squares overflow beyond 1e19
-            return motion(before.astype(np.float64), after.astype(np.float64), steps)
-        return Motion(np.sqrt(moved), np.sqrt(length), steps)
+    before, after = _pair(earlier, later, steps)
+    return Motion(_displacement(before, after), _norms(before), steps)
 
 
 def movement(earlier: Floats, later: Floats, steps: int = 1) -> float:
@@ -80,7 +73,9 @@ def movement(earlier: Floats, later: Floats, steps: int = 1) -> float:
     >>> movement(np.zeros((2, 2)), np.array([[3.0, 4.0], [0.0, 0.0]]))
     2.5
     """
-    return motion(earlier, later, steps).movement
+    before, after = _pair(earlier, later, steps)
+    mean = float(_displacement(before, after).mean(dtype=np.float64))
+    return mean / steps if np.isfinite(mean) else NAN
 
 
 def reinitialised_ratio(earlier: Floats, later: Floats) -> float:
@@ -207,6 +202,30 @@ def mismatch(codebook: Floats, latents: Floats, active: NDArray[np.bool_] | None
         mean_distance_ratio=float(np.linalg.norm(offset)) / spread**0.5 if spread > 0 else NAN,
         variance_ratio=float(codes.var(axis=0).sum()) / spread if spread > 0 else NAN,
     )
+
+
+def _pair(earlier: Floats, later: Floats, steps: int) -> tuple[Floats, Floats]:
+    before, after = as_books(earlier), as_books(later)
+    if before.shape != after.shape or steps < 1:
+        raise ValueError(f"snapshots of shapes {before.shape} and {after.shape}, {steps} steps apart")
+    return before, after
+
+
+def _displacement(before: Floats, after: Floats) -> Floats:
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = _norms(after - before)
+        if np.isfinite(moved.sum()):
+            return moved
+        return _norms(after.astype(np.float64) - before.astype(np.float64))
+
+
+def _norms(rows: Floats) -> Floats:
+    """Return the L2 norm of each row, in float64 where its square leaves float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.sqrt(row_products(rows, rows))
+        if rows.dtype == np.float32 and not np.isfinite(norms.sum()):
+            norms = _norms(rows.astype(np.float64))
+    return norms
 
 
 def _perplexity(heads: NDArray[np.float64]) -> float:

@@ -82,10 +82,10 @@ def reconstruction(
     """
     x, y, valid = _checked(original, reconstructed, mask)
     with np.errstate(over="ignore", invalid="ignore"):
-        sums = _frame_sums(x, y)
+        sums = _frame_sums(x, y, valid)
         if x.dtype == np.float32 and not sums.trusted(valid):
             x, y = x.astype(np.float64), y.astype(np.float64)
-            sums = _frame_sums(x, y)
+            sums = _frame_sums(x, y, valid)
     sound = sums.finite | ~valid
     spoilt = ~sound.all(axis=1)
     bad = nonfinite_values(x[~sound], y[~sound]) if spoilt.any() else 0
@@ -118,8 +118,8 @@ class _FrameSums:
 
     @property
     def finite(self) -> Mask:
-        """Frames whose values are all finite."""
-        return np.isfinite(self.xx + self.yy + self.error)
+        """Frames whose values are all finite in both arrays: an error is finite only where both are."""
+        return np.isfinite(self.xx + self.error)
 
     def trusted(self, valid: Mask) -> bool:
         """Whether no square left float32's range, upward or downward."""
@@ -142,13 +142,16 @@ def _checked(original: Floats, reconstructed: Floats, mask: NDArray[Any] | None)
     return x, y, valid.reshape(x.shape[:2])
 
 
-def _frame_sums(x: Floats, y: Floats) -> _FrameSums:
+def _frame_sums(x: Floats, y: Floats, valid: Mask) -> _FrameSums:
+    """Return the sums of every frame; blocks of frames without a valid one are left at 0."""
     count, dim = x.shape[0] * x.shape[1], x.shape[2]
     flat_x, flat_y = x.reshape(count, dim), y.reshape(count, dim)
     sums = np.zeros((6, count))
     block = max(1, _BLOCK_BYTES // max(1, dim * x.itemsize))
     buffer = np.empty((block, dim), x.dtype)
     for start in range(0, count, block):
+        if not valid.reshape(-1)[start : start + block].any():
+            continue
         a, b = flat_x[start : start + block], flat_y[start : start + block]
         rows = slice(start, start + len(a))
         sums[0, rows], sums[1, rows], sums[2, rows] = row_products(a, a), row_products(b, b), row_products(a, b)

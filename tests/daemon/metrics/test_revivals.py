@@ -266,6 +266,14 @@ def test_a_code_that_is_revived_again_has_died() -> None:
     assert state.update(16, NONE, np.array([True, False, False, False])) == 1
 
 
+def test_what_a_code_did_before_it_was_revived_again_does_not_count() -> None:
+    state = Survival(4, horizon=10)
+    state.update(0, ALL, NONE)
+    state.update(8, NONE, ALL)
+    state.update(9, ALL, NONE)
+    assert state.update(19, NONE, NONE) == 0
+
+
 def test_without_a_judged_code_there_is_no_survival() -> None:
     state = Survival(4)
     assert math.isnan(state.ratio)
