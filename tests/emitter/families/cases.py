@@ -376,13 +376,12 @@ TRANSFORMERS = [
     Case(
         "transformers Encodec",
         "transformers",
-        lambda: _transformers("encodec", "EncodecResidualVectorQuantizer", {**_HF_CODEC, "target_bandwidths": [12.0]}),
+        lambda: _transformers("encodec", "EncodecResidualVectorQuantizer", {**_HF_CODEC, "target_bandwidths": [2.25]}),
         _encoded,
         lambda q: [layer.codebook.embed for layer in q.layers],
         kind="frozen",
         layout="first",
         inputs=lambda q, z: [_by_hand(q.layers, z)],
-        layers=-1,
     ),
     Case(
         "transformers Mimi",
@@ -537,3 +536,7 @@ STANDINS = [
 ]
 
 CASES = [*LUCIDRAINS, BEAMS, *NO_CODEBOOK, *SIMVQ, *CODECS, *TRANSFORMERS, *STANDINS]
+
+_OLD_NAMES = ("ResidualVQ", "VectorQuantize", "shared codebook", "quantizer dropout", "cosine", "learnable", "Grouped")
+OLD = [case for case in LUCIDRAINS if any(case.name.endswith(n) or n in case.name for n in _OLD_NAMES)]
+"""What vector-quantize-pytorch 1.14 could do already, under the same names."""

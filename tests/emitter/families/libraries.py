@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,8 +55,29 @@ def library(name: str, *packages: str) -> Any:
 
 
 def version(distribution: str) -> str:
-    """Return the installed version of a distribution, or "stand-in"."""
+    """Return the installed version of a distribution; "stand-in" for the families that have none."""
+    return metadata.version(distribution) if distribution else "stand-in"
+
+
+OLD_LUCIDRAINS = "1.14.24"
+"""The last line of vector-quantize-pytorch whose classes are called EuclideanCodebook and CosineSimCodebook."""
+
+
+@contextmanager
+def older(name: str, release: str) -> Iterator[None]:
+    """Let a package be imported in an older release, from ``families/<distribution>-<release>`` in the environment."""
+    folder = Path(sys.prefix) / "families" / f"{name.replace('_', '-')}-{release}"
+    if not folder.is_dir():
+        reason = f"{folder} is missing: pip install --no-deps --target it {folder.name.replace('-1', '==1')}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    stashed = {key: sys.modules.pop(key) for key in list(sys.modules) if key.split(".")[0] == name}
+    sys.path.insert(0, str(folder))
     try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "stand-in"
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for key in [key for key in sys.modules if key.split(".")[0] == name]:
+            del sys.modules[key]
+        sys.modules.update(stashed)

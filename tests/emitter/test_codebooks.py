@@ -1,0 +1,359 @@
+"""Finding quantizers in a model and hearing what they assign, whatever is done to the model."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vqwatch import codebooks
+from vqwatch.codebooks import Adapter
+
+
+class Quantizer(nn.Module):
+    """The proposal's shape: buffers ``embedding`` and ``ema_cluster_size``, returns (quantized, loss, indices)."""
+
+    def __init__(self, size: int = 8, dim: int = 4) -> None:
+        super().__init__()
+        self.register_buffer("embedding", torch.randn(size, dim))
+        self.register_buffer("ema_cluster_size", torch.ones(size))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        indices = torch.cdist(x, self.embedding).argmin(-1)
+        quantized = self.embedding[indices]
+        if mask is not None:
+            indices = indices.masked_fill(~mask, -1)
+        return x + (quantized - x).detach(), (x - quantized).square().mean(), indices
+
+
+class Stack(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(4, 4)
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        residual = self.encoder(x)
+        total, codes = torch.zeros_like(residual), []
+        for layer in self.layers:
+            quantized, _, indices = layer(residual)
+            residual, total = residual - quantized, total + quantized
+            codes.append(indices)
+        return total, torch.stack(codes, -1)
+
+
+class Ear:
+    """A tap that keeps what it is told."""
+
+    def __init__(self, wants_residuals: bool = False) -> None:
+        self.wants_residuals = wants_residuals
+        self.heard: list[tuple[str, Tensor]] = []
+        self.left: list[tuple[str, Tensor, Tensor]] = []
+
+    def codes(self, layer: str, indices: Tensor) -> None:
+        self.heard.append((layer, indices))
+
+    def residual(self, layer: str, before: Tensor, after: Tensor) -> None:
+        self.left.append((layer, before.clone(), after.clone()))
+
+    @property
+    def layers(self) -> list[str]:
+        return [layer for layer, _ in self.heard]
+
+
+def listening(model: nn.Module, ear: Ear) -> codebooks.Quantizers:
+    found = codebooks.find(model)
+    found.install(ear)
+    return found
+
+
+# --- what is counted ---------------------------------------------------------------------------------------------
+
+
+def test_every_forward_of_a_step_with_gradient_accumulation_is_heard_once() -> None:
+    model, ear = Stack(Quantizer(), Quantizer()), Ear()
+    listening(model, ear)
+    for _ in range(3):
+        model(torch.randn(2, 4))[0].sum().backward()
+    assert ear.layers == ["0", "1"] * 3
+
+
+def test_a_forward_in_evaluation_mode_is_not_heard() -> None:
+    model, ear = Stack(Quantizer()), Ear()
+    listening(model, ear)
+    model.eval()
+    model(torch.randn(2, 4))
+    assert ear.layers == []
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_activation_checkpointing_repeats_in_the_backward_pass_is_not_heard_again(reentrant: bool) -> None:
+    model, ear = Stack(Quantizer(), Quantizer()), Ear(wants_residuals=True)
+    listening(model, ear)
+    repeats: list[int] = []
+    model.layers[0].register_forward_hook(lambda *_: repeats.append(1))
+    checkpoint(model, torch.randn(2, 4, requires_grad=True), use_reentrant=reentrant)[0].sum().backward()
+    assert len(repeats) == 2
+    assert ear.layers == ["0", "1"]
+    assert len(ear.left) == 2
+
+
+def test_residuals_are_not_computed_in_steps_that_do_not_want_them() -> None:
+    model, ear = Stack(Quantizer()), Ear(wants_residuals=False)
+    listening(model, ear)
+    model(torch.randn(2, 4))
+    assert ear.left == []
+
+
+def test_vectors_that_a_mask_leaves_without_a_code_have_no_energy() -> None:
+    layer, ear = Quantizer(), Ear(wants_residuals=True)
+    listening(layer, ear)
+    layer(torch.randn(2, 3, 4), mask=torch.tensor([[True, True, False], [True, False, False]]))
+    _, before, after = ear.left[0]
+    assert before.square().sum(-1).eq(0).tolist() == [[False, False, True], [False, True, True]]
+    assert after.square().sum(-1).eq(0).tolist() == [[False, False, True], [False, True, True]]
+
+
+def test_a_model_under_bfloat16_autocast_is_heard_as_it_is() -> None:
+    model, ear = Stack(Quantizer(), Quantizer()), Ear(wants_residuals=True)
+    listening(model, ear)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, codes = model(torch.randn(5, 4))
+    assert torch.equal(torch.stack([indices for _, indices in ear.heard], -1), codes)
+    assert len(ear.left) == 2
+
+
+def test_codes_do_not_keep_the_graph_alive() -> None:
+    model, ear = Stack(Quantizer()), Ear(wants_residuals=True)
+    listening(model, ear)
+    model(torch.randn(2, 4))
+    assert not any(part.requires_grad for _, *parts in ear.left for part in parts)
+
+
+# --- what is found -----------------------------------------------------------------------------------------------
+
+
+def test_one_quantizer_in_two_places_of_a_model_is_one_layer() -> None:
+    stack = Stack(Quantizer())
+    model = nn.ModuleDict({"online": stack, "alias": stack})
+    found = codebooks.find(model)
+    assert [layer.info.path for layer in found.layers] == ["online.layers.0"]
+
+
+def test_one_quantizer_several_times_in_a_list_is_as_many_layers_in_turn() -> None:
+    shared = Quantizer()
+    model, ear = Stack(shared, shared, shared), Ear()
+    found = listening(model, ear)
+    codes = [model(torch.randn(2, 4))[1] for _ in range(2)]
+    assert [layer.info.path for layer in found.layers] == ["layers.0", "layers.1", "layers.2"]
+    assert ear.layers == ["0", "1", "2", "0", "1", "2"]
+    assert torch.equal(torch.stack([i for _, i in ear.heard], -1), torch.cat(codes, -1))
+
+
+def test_a_shared_quantizer_starts_anew_after_a_forward_that_used_fewer_layers() -> None:
+    shared = Quantizer()
+    model, ear = Stack(shared, shared, shared), Ear()
+    listening(model, ear)
+    layers, model.layers = model.layers, model.layers[:2]
+    model(torch.randn(2, 4))
+    model.layers = layers
+    model(torch.randn(2, 4))
+    assert ear.layers == ["0", "1", "0", "1", "2"]
+
+
+def test_paths_are_those_of_the_model_inside_its_wrappers() -> None:
+    model = torch.compile(Stack(Quantizer()))
+    assert [layer.info.path for layer in codebooks.find(model).layers] == ["layers.0"]
+
+
+def test_no_model_has_no_quantizers() -> None:
+    found = codebooks.find(None)
+    assert (found.layers, found.unknown) == ((), ())
+
+
+def test_a_language_model_with_an_embedding_is_no_quantizer() -> None:
+    class VQTransformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(10, 4)
+            self.attention = nn.MultiheadAttention(4, 1)
+            self.norm = nn.LayerNorm(4)
+            self.head = nn.Linear(4, 10)
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(10, 4)
+
+    assert codebooks.find(nn.ModuleList([VQTransformer(), Tokens(), nn.Embedding(3, 4)])).layers == ()
+
+
+def test_averages_kept_as_columns_are_turned_into_rows() -> None:
+    class Quantize(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("embed", torch.randn(4, 8))
+            self.register_buffer("cluster_size", torch.zeros(8))
+            self.register_buffer("embed_avg", torch.randn(4, 8))
+
+    layer = Quantize()
+    (found,) = codebooks.find(layer).layers
+    assert (found.info.size, found.info.dim) == (8, 4)
+    assert torch.equal(found.read()["codebook"][0], layer.embed.t())
+    assert torch.equal(found.read()["embedding_sum"][0], layer.embed_avg.t())
+
+
+def test_a_buffer_that_the_library_replaces_is_read_anew() -> None:
+    layer = Quantizer()
+    (found,) = codebooks.find(layer).layers
+    layer.embedding = torch.full((8, 4), 3.0)
+    assert found.read()["codebook"].eq(3.0).all()
+
+
+# --- families that nobody knows ----------------------------------------------------------------------------------
+
+
+class StrangeQuantizer(nn.Module):
+    """A quantizer that no adapter knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.atoms = nn.Parameter(torch.randn(6, 4))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        ids = torch.cdist(x, self.atoms).argmin(-1)
+        return {"out": self.atoms[ids], "ids": ids}
+
+
+STRANGE = Adapter(
+    family="strange",
+    matches=lambda module: type(module).__name__ == "StrangeQuantizer",
+    tensors=lambda module: {"codebook": module.atoms},
+    kind="learned",
+)
+
+
+def test_a_quantizer_that_nobody_knows_is_named_with_the_way_to_teach_it() -> None:
+    found = codebooks.find(nn.ModuleDict({"encoder": nn.Linear(2, 2), "bottleneck": StrangeQuantizer()}))
+    assert (found.layers, found.unknown) == ((), ("bottleneck",))
+    assert "bottleneck" in codebooks.advice(found.unknown)
+    assert "register(Adapter(" in codebooks.advice(found.unknown)
+
+
+def test_known_layers_and_what_contains_them_are_not_called_unknown() -> None:
+    class ResidualVQ(Stack):
+        pass
+
+    assert codebooks.find(nn.ModuleList([ResidualVQ(Quantizer()), StrangeQuantizer()])).unknown == ("1",)
+
+
+def test_a_registered_adapter_teaches_a_family_and_can_be_taken_back() -> None:
+    model, ear = nn.ModuleList([StrangeQuantizer()]), Ear(wants_residuals=True)
+    forget = codebooks.register(STRANGE)
+    try:
+        found = listening(model, ear)
+    finally:
+        forget()
+    output = model[0](torch.randn(3, 4))
+    assert [(layer.info.family, layer.info.kind, layer.info.size) for layer in found.layers] == [
+        ("strange", "learned", 6)
+    ]
+    assert torch.equal(ear.heard[0][1], output["ids"])
+    assert len(ear.left) == 1
+    assert codebooks.find(model).layers == ()
+
+
+def test_an_adapter_that_fails_costs_its_layer_only(caplog: pytest.LogCaptureFixture) -> None:
+    broken = Adapter(
+        "broken", lambda module: isinstance(module, StrangeQuantizer), lambda module: {"codebook": module.no}
+    )
+    with caplog.at_level(logging.WARNING, "vqwatch"):
+        found = codebooks.find(nn.ModuleList([StrangeQuantizer(), Quantizer()]), extra=[broken])
+    assert [layer.info.path for layer in found.layers] == ["1"]
+    assert "cannot be read" in caplog.text
+
+
+def test_a_hook_that_fails_says_so_once_and_never_raises(caplog: pytest.LogCaptureFixture) -> None:
+    class Deaf(Ear):
+        def codes(self, layer: str, indices: Tensor) -> None:
+            raise RuntimeError("no ear")
+
+    model = Stack(Quantizer())
+    listening(model, Deaf())
+    with caplog.at_level(logging.WARNING, "vqwatch"):
+        model(torch.randn(2, 4))
+        model(torch.randn(2, 4))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+# --- manners -----------------------------------------------------------------------------------------------------
+
+
+class Encoding(nn.Module):
+    """A layer without forward, as transformers' codecs have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codebook = nn.Module()
+        self.codebook.register_buffer("embed", torch.randn(8, 4))
+        self.codebook.register_buffer("cluster_size", torch.zeros(8))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.cdist(x.movedim(1, -1), self.codebook.embed).argmin(-1)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        return self.codebook.embed[indices].movedim(-1, 1)
+
+
+def test_removing_leaves_the_model_as_it_was() -> None:
+    model = nn.ModuleList([Stack(Quantizer()), Encoding()])
+    before = {path: set(module.__dict__) for path, module in model.named_modules()}
+    found = listening(model, Ear())
+    found.remove()
+    assert {path: set(module.__dict__) for path, module in model.named_modules()} == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_two_listeners_hear_the_same_and_leave_alone() -> None:
+    layer, first, second = Encoding(), Ear(), Ear()
+    one, other = listening(layer, first), listening(layer, second)
+    layer.encode(torch.randn(2, 4, 5))
+    one.remove()
+    layer.encode(torch.randn(2, 4, 5))
+    other.remove()
+    layer.encode(torch.randn(2, 4, 5))
+    assert (len(first.heard), len(second.heard)) == (1, 2)
+
+
+@pytest.mark.parametrize("through", ["deepcopy", "pickle"])
+def test_a_copy_of_a_watched_model_works_and_is_not_watched(through: str) -> None:
+    class Guarded(Ear):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise AssertionError("a copy of the model copies the emitter")
+
+        def __reduce__(self) -> Any:
+            raise AssertionError("a checkpoint of the model holds the emitter")
+
+    shared = Quantizer()
+    model, ear = nn.ModuleList([Stack(shared, shared), Encoding()]), Guarded()
+    listening(model, ear)
+    if through == "deepcopy":
+        other = copy.deepcopy(model)
+    else:
+        memory = io.BytesIO()
+        torch.save(model, memory)
+        memory.seek(0)
+        other = torch.load(memory, weights_only=False)
+    other[1].codebook.embed.fill_(1.0)
+    other[0](torch.randn(2, 4))
+    assert other[1].encode(torch.randn(2, 4, 5)).eq(0).all()
+    assert ear.heard == []
+    model[0](torch.randn(2, 4))
+    model[1].encode(torch.randn(2, 4, 5))
+    assert ear.layers == ["0", "1", "2"]

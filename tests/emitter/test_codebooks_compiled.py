@@ -1,0 +1,162 @@
+"""Watching a compiled model: no graph break, no recompilation, and the same codes as without compilation."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+
+from vqwatch import codebooks
+
+sys.path.insert(0, str(Path(__file__).parent / "families"))
+
+import standins
+from training import Recorder
+
+
+class Model(nn.Module):
+    """An encoder, three layers of the proposal's quantizer and a decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(6, 8)
+        self.quantizer = standins.Residual([standins.VectorQuantizerEMA(16, 8) for _ in range(3)])
+        self.decoder = nn.Linear(8, 6)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        quantized, loss, codes = self.quantizer(self.encoder(x))
+        return (self.decoder(quantized) - x).square().mean() + loss, codes
+
+
+class Checkpointed(Model):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch.compiler.reset()
+    torch.manual_seed(3)
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder(wants_residuals=False)
+
+
+def test_a_watched_model_compiles_into_one_graph_once_whatever_is_sampled(recorder: Recorder) -> None:
+    model = Model()
+    found = codebooks.find(model)
+    found.install(recorder)
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for step in range(6):
+        recorder.wants_residuals = step % 2 == 1
+        recorder.assigned.clear()
+        recorder.residuals.clear()
+        loss, codes = compiled(torch.randn(4, 5, 6))
+        loss.backward()
+        assert [layer for layer, _ in recorder.assigned] == ["0", "1", "2"]
+        assert torch.equal(torch.stack([indices for _, indices in recorder.assigned], -1), codes)
+        assert set(recorder.residuals) == ({"0", "1", "2"} if recorder.wants_residuals else set())
+    assert counter.frame_count == 1
+
+
+def test_a_model_compiled_without_us_has_as_many_graphs() -> None:
+    assert torch._dynamo.explain(Model())(torch.randn(4, 5, 6)).graph_break_count == 0
+
+
+def test_a_compiled_region_tells_the_same_energies_as_norms(recorder: Recorder) -> None:
+    model, eager = Model(), Recorder()
+    twin = copy.deepcopy(model)
+    recorder.wants_residuals = True
+    codebooks.find(model).install(recorder)
+    codebooks.find(twin).install(eager)
+    x = torch.randn(4, 5, 6)
+    torch.compile(model)(x)
+    twin(x)
+    assert torch.equal(recorder.assigned[0][1], eager.assigned[0][1])
+    for layer, (before, after) in eager.residuals.items():
+        norms = recorder.residuals[layer]
+        assert norms[0].shape == (4, 5, 1)
+        torch.testing.assert_close(norms[0].square().mean(), before.square().sum(-1).mean())
+        torch.testing.assert_close(norms[1].square().mean(), after.square().sum(-1).mean())
+
+
+def test_checkpointing_inside_a_compiled_model_is_heard_once(recorder: Recorder) -> None:
+    model = Checkpointed()
+    codebooks.find(model).install(recorder)
+    compiled = torch.compile(model)
+    compiled(torch.randn(4, 5, 6, requires_grad=True))[0].backward()
+    assert [layer for layer, _ in recorder.assigned] == ["0", "1", "2"]
+
+
+def test_gradient_accumulation_in_a_compiled_model_adds_up_without_recompilation(recorder: Recorder) -> None:
+    model = standins.RqVae(16, 8, 3)
+    codebooks.find(model).install(recorder)
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for _ in range(3):
+        compiled(torch.randn(10, 8)).backward()
+    assert [layer for layer, _ in recorder.assigned] == ["0", "1", "2"] * 3
+    assert counter.frame_count == 1
+
+
+def test_a_quantizer_shared_by_all_layers_is_told_apart_in_a_compiled_model(recorder: Recorder) -> None:
+    model = standins.RQBottleneck(16, 8, 3, shared_codebook=True)
+    codebooks.find(model).install(recorder)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, backend=counter)
+    for _ in range(2):
+        recorder.assigned.clear()
+        _, _, codes = compiled(torch.randn(2, 3, 2, 8))
+    assert [layer for layer, _ in recorder.assigned] == ["0", "1", "2"]
+    assert torch.equal(torch.stack([indices for _, indices in recorder.assigned], -1), codes)
+
+
+def test_a_layer_without_forward_is_heard_in_a_compiled_model(recorder: Recorder) -> None:
+    class Encoding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.codebook = nn.Module()
+            self.codebook.register_buffer("embed", torch.randn(8, 4))
+            self.codebook.register_buffer("cluster_size", torch.zeros(8))
+
+        def encode(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cdist(x.movedim(1, -1), self.codebook.embed).argmin(-1)
+
+        def decode(self, indices: torch.Tensor) -> torch.Tensor:
+            return self.codebook.embed[indices].movedim(-1, 1)
+
+    class Codec(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Encoding()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer.encode(x)
+
+    model = Codec()
+    codebooks.find(model).install(recorder)
+    codes = torch.compile(model, backend="aot_eager")(torch.randn(2, 4, 5))
+    ((layer, heard),) = recorder.assigned
+    assert layer == "0"
+    assert torch.equal(heard, codes)
+
+
+def test_after_removal_a_compiled_model_says_nothing(recorder: Recorder) -> None:
+    model = Model()
+    found = codebooks.find(model)
+    found.install(recorder)
+    compiled = torch.compile(model, backend="aot_eager")
+    compiled(torch.randn(4, 5, 6))
+    found.remove()
+    recorder.assigned.clear()
+    compiled(torch.randn(4, 5, 6))
+    assert recorder.assigned == []
