@@ -44,15 +44,17 @@ class Baseline:
     the new normal.
     """
 
-    __slots__ = ("_aside", "_due", "_stride", "level", "scatter", "size", "values")
+    __slots__ = ("_aside", "_due", "_phase", "_stride", "level", "scatter", "size", "values")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, phase: int = 0) -> None:
         self.size = size
         self.values: deque[float] = deque(maxlen=size)
         self.level = 0.0
         self.scatter = 0.0
         self._aside: list[float] = []
         self._stride = max(1, size // 8)
+        # Series of one metric are read together; different phases keep them from being worked out together.
+        self._phase = phase % self._stride
         self._due = 1
 
     def add(self, value: float) -> None:
@@ -77,7 +79,11 @@ class Baseline:
         if self.values:
             self.level, self.scatter = level_and_scatter(list(self.values))
         # A short history changes fast: there every reading counts.
-        self._due = self._stride if len(self.values) == self.size else max(1, len(self.values) // 8)
+        if len(self.values) < self.size:
+            self._due = max(1, len(self.values) // 8)
+        else:
+            self._due = self._stride + self._phase
+            self._phase = 0
 
 
 class Trend:

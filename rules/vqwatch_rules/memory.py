@@ -66,7 +66,7 @@ class JumpJudge(MemoryJudge):
             if memory is None:
                 if (self._wanted is not None and not self._wanted(labels)) or len(self._memory) >= MAX_SERIES:
                     continue
-                memory = self._memory[labels] = Baseline(self._size)
+                memory = self._memory[labels] = Baseline(self._size, len(self._memory))
             if value - value != 0.0:
                 verdict = UNKNOWN
             elif len(memory.values) < self._enough:
