@@ -8,6 +8,7 @@ room. The context is never terminated: with an unsent message that could hang fo
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections import Counter, deque
 from collections.abc import Callable
@@ -93,6 +94,7 @@ class Link:
         self._started = self._waiting_since = now
         self._patience = PATIENCE_SECONDS
         self._heard: float | None = None
+        self._sent_anything = False
         self._writable = False
         self._socket = _context().socket(zmq.DEALER)
         try:
@@ -106,6 +108,8 @@ class Link:
         except zmq.ZMQError:
             self._socket.close(0)
             raise
+        # Not even the interpreter's end may collect it while half a message is on the wire: see close().
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._socket))
 
     # --- sending --------------------------------------------------------------------------------------------------
 
@@ -181,6 +185,7 @@ class Link:
         except zmq.Again:
             self._writable = False
             return None
+        self._sent_anything = True
         self._copied_bytes += copied - self._copied.popleft()
         self._copied.append(copied)
         return trackers
@@ -296,5 +301,12 @@ class Link:
         return True
 
     def close(self) -> None:
-        """Close the socket; what it still holds is discarded."""
-        self._socket.close(0)
+        """Let go of the socket: closed when all was acknowledged or nothing was ever sent, else left to the process.
+
+        libzmq 4.3.5 aborts the process (session_base.cpp, clean_pipes) when the peer disconnects while a socket that
+        has half a message on the wire is being closed. A frozen daemon may be killed at any moment, so such a socket
+        stays open, and still delivers should the daemon wake up.
+        """
+        if self.backlog.acknowledged or not self._sent_anything:
+            self._socket.close(0)
+            ctypes.pythonapi.Py_DecRef(ctypes.py_object(self._socket))

@@ -81,7 +81,7 @@ def delivers_what_the_tensors_held(peer: Peer) -> str:
         sizes = [layer.ema_cluster_size.clone() for layer in training.model.layers]
         watch.step(step, **out)
         wanted.append(
-            (out["codes"].clone(), books, sizes, out["losses"]["total"].clone(), out["reconstructed"].clone())
+            (out["codes"].clone(), books, sizes, out["losses"]["total"].clone(), out["reconstructed"].detach().clone())
         )
         for layer in training.model.layers:
             layer.embedding.add_(0.0)
