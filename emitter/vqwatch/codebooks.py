@@ -152,22 +152,22 @@ class _Place:
 
 
 def _places(model: nn.Module) -> Iterator[_Place]:
-    """Yield every module once, parents first, in the order in which they were defined."""
-    seen = {id(model)}
-    stack: list[tuple[nn.Module, str, nn.Module | None]] = [(model, "", None)]
+    """Yield every module once, in the order in which they were defined, each before those inside it."""
     yield _Place(model, ("",), None, 0)
-    while stack:
-        parent, prefix, above = stack.pop()
-        owner = above if _is_list(parent) else parent
-        found: dict[int, tuple[nn.Module, list[str], int]] = {}
-        for index, (name, module) in enumerate(parent._modules.items()):
-            if module is not None:
-                found.setdefault(id(module), (module, [], index))[1].append(f"{prefix}{name}")
-        fresh = [entry for key, entry in found.items() if key not in seen]
-        seen.update(found)
-        for module, paths, index in fresh:
+    yield from _below(model, "", None, {id(model)})
+
+
+def _below(parent: nn.Module, prefix: str, above: nn.Module | None, seen: set[int]) -> Iterator[_Place]:
+    owner = above if _is_list(parent) else parent
+    places: dict[int, tuple[nn.Module, list[str], int]] = {}
+    for index, (name, module) in enumerate(parent._modules.items()):
+        if module is not None:
+            places.setdefault(id(module), (module, [], index))[1].append(f"{prefix}{name}")
+    for key, (module, paths, index) in places.items():
+        if key not in seen:
+            seen.add(key)
             yield _Place(module, tuple(paths), owner, index)
-        stack.extend((module, f"{paths[0]}.", owner) for module, paths, _ in reversed(fresh))
+            yield from _below(module, f"{paths[0]}.", owner, seen)
 
 
 def _is_list(module: nn.Module) -> bool:

@@ -72,21 +72,32 @@ def test_a_model_compiled_without_us_has_as_many_graphs() -> None:
     assert torch._dynamo.explain(Model())(torch.randn(4, 5, 6)).graph_break_count == 0
 
 
-def test_a_compiled_region_tells_the_same_energies_as_norms(recorder: Recorder) -> None:
-    model, eager = Model(), Recorder()
+def test_a_compiled_region_tells_the_same_codes_and_energies_as_norms(recorder: Recorder) -> None:
+    model, eager = standins.RqVae(16, 8, 3), Recorder()
     twin = copy.deepcopy(model)
     recorder.wants_residuals = True
     codebooks.find(model).install(recorder)
     codebooks.find(twin).install(eager)
-    x = torch.randn(4, 5, 6)
+    x = torch.randn(20, 8)
     torch.compile(model)(x)
     twin(x)
-    assert torch.equal(recorder.assigned[0][1], eager.assigned[0][1])
-    for layer, (before, after) in eager.residuals.items():
-        norms = recorder.residuals[layer]
-        assert norms[0].shape == (4, 5, 1)
-        torch.testing.assert_close(norms[0].square().mean(), before.square().sum(-1).mean())
-        torch.testing.assert_close(norms[1].square().mean(), after.square().sum(-1).mean())
+    for (layer, codes), (_, own) in zip(recorder.assigned, eager.assigned, strict=True):
+        assert torch.equal(codes, own)
+        for norms, vectors in zip(recorder.residuals[layer], eager.residuals[layer], strict=True):
+            assert norms.shape == (20, 1)
+            torch.testing.assert_close(norms[:, 0], vectors.norm(dim=-1))
+
+
+def test_being_watched_changes_nothing_that_a_compiled_model_computes(recorder: Recorder) -> None:
+    model, twin = Model(), Model()
+    twin.load_state_dict(model.state_dict())
+    codebooks.find(model).install(recorder)
+    x = torch.randn(4, 5, 6)
+    results = [torch.compile(each, backend="aot_eager")(x) for each in (model, twin)]
+    for ours, own in zip(*results, strict=True):
+        assert torch.equal(ours, own)
+    for (name, ours), own in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert torch.equal(ours, own), name
 
 
 def test_checkpointing_inside_a_compiled_model_is_heard_once(recorder: Recorder) -> None:
