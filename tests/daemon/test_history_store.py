@@ -226,6 +226,19 @@ def test_old_samples_become_buckets_and_then_go(path: Path) -> None:
         assert store.runs() == []
 
 
+def test_usage_snapshots_thin_out_with_age(path: Path) -> None:
+    clock = Clock(NOW)
+    with History(path, limits=Limits(flush_seconds=3600), clock=clock) as store:
+        for _ in range(30 * 60):
+            clock.now += 60
+            store.record("demo", int(clock.now - NOW), clock.now, {"loss": {("total",): 1.0}})
+            store.record_usage("demo", int(clock.now - NOW), clock.now, {"0": np.arange(4)})
+            store.flush()
+        ages = [clock.now - time for _, time in store.usage_steps("demo")]
+        assert len([age for age in ages if age > 24.5 * 3600]) <= 5.5 * 6 + 1
+        assert len([age for age in ages if 2 * 3600 < age < 23 * 3600]) == pytest.approx(21 * 60, abs=2)
+
+
 def levels(path: Path) -> dict[int, int]:
     """Return how many blocks there are of each level."""
     with sqlite3.connect(path) as connection:

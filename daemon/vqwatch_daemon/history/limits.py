@@ -8,7 +8,15 @@ from typing import Final
 from vqwatch_daemon.catalogue import CATALOGUE
 
 _NOT_KEPT: Final = frozenset(
-    {"build_info", "run_info", "last_message_timestamp_seconds", "step", "evaluation_step", "alerts_firing"}
+    {
+        "build_info",
+        "run_info",
+        "codebook_info",
+        "last_message_timestamp_seconds",
+        "step",
+        "evaluation_step",
+        "alerts_firing",
+    }
 )
 
 
@@ -17,9 +25,9 @@ class Limits:
     """How fine and how large the store may become.
 
     A reading is kept at most once per ``resolution`` seconds (layer-by-layer matrices: ``matrix_resolution``). After
-    ``fine_hours`` samples become buckets of ``medium_seconds`` (smallest, mean, largest), after ``medium_hours``
-    buckets of ``coarse_seconds``; a bucket's values are right to 1.3e-4. Nothing lives longer than ``max_age_days``; beyond ``max_bytes`` the oldest goes.
-    What is in memory reaches the file every ``flush_seconds``: a killed daemon loses no more than that.
+    ``fine_hours`` samples become buckets of ``medium_seconds`` (smallest, mean, largest, right to 1.3e-4), after
+    ``medium_hours`` buckets of ``coarse_seconds``. Nothing lives longer than ``max_age_days``; beyond ``max_bytes``
+    the oldest goes. What is in memory reaches the file every ``flush_seconds``: a killed daemon loses no more.
     """
 
     resolution: float = 1.0

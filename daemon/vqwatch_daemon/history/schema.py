@@ -32,6 +32,7 @@ CREATE TABLE usage (
     data BLOB NOT NULL
 );
 CREATE INDEX usage_time ON usage (run, time);
+CREATE INDEX usage_age ON usage (run, level, time);
 CREATE TABLE alert (id INTEGER PRIMARY KEY, run TEXT NOT NULL, time REAL NOT NULL, entry TEXT NOT NULL);
 CREATE INDEX alert_run ON alert (run, time);
 """

@@ -175,8 +175,8 @@ class Writer:
             self._thin_usage(run, 0, here - 3600, 60.0)
             self._thin_usage(run, 1, here - 24 * 3600, limits.coarse_seconds)
             oldest = here - limits.max_age_days * 86400
-            execute("DELETE FROM block WHERE run = ? AND end_time < ?", (run, oldest))
-            execute("DELETE FROM usage WHERE run = ? AND time < ?", (run, oldest))
+            execute("DELETE FROM block WHERE run = ? AND level IN (0, 1, 2) AND end_time < ?", (run, oldest))
+            execute("DELETE FROM usage WHERE run = ? AND level IN (0, 1, 2) AND time < ?", (run, oldest))
             execute("UPDATE run SET kept_house_at = ? WHERE id = ?", (now, run))
         self._forget_runs(now - limits.max_age_days * 86400)
         self._shrink()
@@ -201,8 +201,8 @@ class Writer:
             self._connection.executemany("DELETE FROM block WHERE id = ?", [(key,) for key, _ in rows])
 
     def _thin_usage(self, run: int, level: int, before: float, seconds: float) -> None:
-        """Keep the latest snapshot of each span of ``seconds`` among those taken ``before``."""
-        due = (run, level, before)
+        """Keep the latest snapshot of each whole span of ``seconds`` that ended ``before``."""
+        due = (run, level, before - before % seconds)
         self._connection.execute(
             "DELETE FROM usage WHERE run = ? AND level = ? AND time < ? AND id NOT IN ("
             "SELECT max(id) FROM usage WHERE run = ? AND level = ? AND time < ? GROUP BY CAST(time / ? AS INTEGER))",

@@ -17,8 +17,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from vqwatch_daemon.web import api
-from vqwatch_daemon.web.assets import page_routes
+from vqwatch_daemon.web.assets import Assets
+from vqwatch_daemon.web.events import Feed
 from vqwatch_daemon.web.middleware import SecurityHeaders
+from vqwatch_daemon.web.runbooks import runbook_route
 from vqwatch_daemon.web.view import DaemonView
 
 Metrics: TypeAlias = Callable[[str], tuple[str, bytes]]
@@ -44,13 +46,19 @@ def create_app(view: DaemonView, *, metrics: Metrics) -> Starlette:
             return PlainTextResponse("vqwatch is ready.\n")
         return PlainTextResponse("vqwatch is not ready yet.\n", status_code=503)
 
-    return Starlette(
+    assets = Assets()
+    feed = Feed(view)
+    app = Starlette(
         routes=[
             Route("/metrics", scrape),
             Route("/-/healthy", healthy),
             Route("/-/ready", ready),
             *api.routes(view),
-            *page_routes(),
+            feed.route(),
+            runbook_route(view, assets),
+            *assets.routes(),
         ],
         middleware=[Middleware(SecurityHeaders)],
     )
+    app.state.stopping = feed.stopping  # the server sets it, so that event streams do not hold up its end
+    return app

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from vqwatch_daemon import health
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.readings import Labels
 from vqwatch_daemon.web.view import AlertView, RunView
@@ -74,3 +75,64 @@ def alert(view: AlertView) -> dict[str, Any]:
         "fired_at": number(view.fired_at),
         "resolved_at": number(view.resolved_at),
     }
+
+
+def overview(values: Mapping[str, Mapping[Labels, float]], alerts: Iterable[AlertView]) -> dict[str, Any]:
+    """Return a run's tiles, and the verdict and sentence over them and the run's firing alerts."""
+    tiles = health.tiles(values)
+    verdict, sentence = health.headline(tiles, [(a.name, a.severity) for a in alerts if a.state == "firing"])
+    return {
+        "verdict": verdict,
+        "sentence": sentence,
+        "tiles": [
+            {
+                "key": tile.key,
+                "title": tile.title,
+                "verdict": tile.verdict,
+                "sign": health.SIGNS[tile.verdict],
+                "value": tile.value,
+                "detail": tile.detail,
+                "number": number(tile.number),
+                "metric": tile.spark[0],
+                "labels": list(tile.spark[1]),
+            }
+            for tile in tiles
+        ],
+    }
+
+
+def catalogue() -> dict[str, Any]:
+    """Return every metric with what a reader of its curve needs."""
+    return {
+        name: {
+            "group": metric.group,
+            "unit": metric.unit,
+            "labels": list(metric.labels),
+            "help": metric.help,
+            "source": metric.source,
+            "kind": metric.kind,
+            "bands": None
+            if metric.bands is None
+            else {
+                "healthy": list(metric.bands.healthy),
+                "concerning": list(metric.bands.concerning),
+                "per_code": metric.bands.per_code,
+            },
+        }
+        for name, metric in CATALOGUE.items()
+    }
+
+
+def clean(value: Any) -> Any:
+    """Return a JSON-able value in which every non-finite number has become a word.
+
+    >>> clean({"a": [1.5, float("inf")]})
+    {'a': [1.5, 'Infinity']}
+    """
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, dict):
+        return {key: clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [clean(item) for item in value]
+    return value

@@ -81,6 +81,7 @@ class Server:
         self.host = host
         self.port: int = self._socket.getsockname()[1]
         self._server = uvicorn.Server(_config(app, options))
+        self._stopping: threading.Event | None = getattr(getattr(app, "state", None), "stopping", None)
         self._thread = threading.Thread(target=self._run, name="vqwatch-http", daemon=True)
 
     def _run(self) -> None:
@@ -99,6 +100,8 @@ class Server:
 
     def close(self, timeout: float = 5.0) -> None:
         """Stop serving and let the thread end; open event streams are cut after :data:`SHUTDOWN_SECONDS`."""
+        if self._stopping is not None:
+            self._stopping.set()
         self._server.should_exit = True
         if self._thread.is_alive():
             self._thread.join(timeout)
