@@ -36,7 +36,7 @@ from vqwatch_daemon.hub import Hub
 from vqwatch_daemon.readings import Readings, copy
 from vqwatch_daemon.receiver import Receiver
 from vqwatch_daemon.settings import Settings, split_address
-from vqwatch_daemon.web import RunView, create_app, serve
+from vqwatch_daemon.web import RunView, Server, create_app
 from vqwatch_rules import Alert, Engine, Transition, load, runbooks
 
 _log = logging.getLogger(__name__)
@@ -66,7 +66,11 @@ class Daemon:
     def _start(self, settings: Settings) -> None:
         self.instance = uuid4().hex
         metrics = {name: metric.labels for name, metric in CATALOGUE.items()}
-        engine = Engine(load(settings.rules, metrics))
+        self._serve(settings)
+        rules = load(settings.rules, metrics)
+        if rules.runbook_base.startswith("/"):  # who reads the alert elsewhere needs the whole address
+            rules = dataclasses.replace(rules, runbook_base=self.url.rstrip("/") + rules.runbook_base)
+        engine = Engine(rules)
         self.hub = Hub(
             Book(self.instance),
             engine,
@@ -85,17 +89,22 @@ class Daemon:
             insecure_tcp=settings.insecure_tcp,
         )
         self._resources.callback(self.receiver.close)
-        registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        registry.register(SnapshotCollector(self.snapshot))
-        host, port = split_address(settings.http)
-        self.server = serve(create_app(View(self), metrics=exposition(registry)), host, port)
-        self._resources.callback(self.server.close)
-        self.url = settings.external_url or f"http://{'[' + host + ']' if ':' in host else host}:{self.server.port}"
         self.alertmanagers = Alertmanagers(settings.alertmanager, generator_url=f"{self.url.rstrip('/')}/")
         self._resources.callback(self.alertmanagers.close, CLOSE_SECONDS)
         self.hub.alert_counts = self._alert_counts
         self._told = -1
+
+        self.server.start()
+
+    def _serve(self, settings: Settings) -> None:
+        """Take the HTTP port; requests are answered once everything else is there."""
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        registry.register(SnapshotCollector(self.snapshot))
+        host, port = split_address(settings.http)
+        self.server = Server(create_app(View(self), metrics=exposition(registry)), host, port)
+        self._resources.callback(self.server.close)
+        self.url = settings.external_url or f"http://{'[' + host + ']' if ':' in host else host}:{self.server.port}"
 
     def _open_history(self, state: Path | None) -> History | None:
         if state is None:
@@ -167,7 +176,10 @@ class View:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._hub = daemon.hub
+
+    @property
+    def _hub(self) -> Hub:
+        return self._daemon.hub
 
     def ready(self) -> bool:
         """Return whether the daemon listens and has its rules, which it has once it exists."""

@@ -286,6 +286,7 @@ _LAYERS = (
         (),
         "Identifiers effectively in use: inverse of the unbiased Simpson index.",
         "Simpson 1949",
+        kind="untyped",  # a gauge; promtool reserves the suffix _count for histograms unless no type is stated
     ),
     Metric("identifier_samples", "layers", "identifiers", (), "Identifiers behind the identifier readings."),
 )

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    SummaryMetricFamily,
+    UnknownMetricFamily,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 
@@ -41,6 +47,8 @@ class SnapshotCollector:
         """Yield one family for each metric that has a value now."""
         snapshot = self._take()
         for metric in CATALOGUE.values():
+            if metric.kind == "summary":
+                continue
             family = _family(metric)
             for labels, value in _samples(metric, snapshot):
                 family.add_metric(labels, value)
@@ -54,9 +62,11 @@ class SnapshotCollector:
             yield summary
 
 
-def _family(metric: Metric) -> CounterMetricFamily | GaugeMetricFamily:
-    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-    return kind(metric.exposed_name, metric.help, labels=metric.all_labels)
+_FAMILIES: Final = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily, "untyped": UnknownMetricFamily}
+
+
+def _family(metric: Metric) -> Any:
+    return _FAMILIES[metric.kind](metric.exposed_name, metric.help, labels=metric.all_labels)
 
 
 _NONE: Series = {}

@@ -5,6 +5,7 @@ The lowest rank that sends whole codebooks speaks for all; the others send sketc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -198,7 +199,7 @@ class Snapshots:
         _put(readings, "ema_revived_codes_total", name, book.revived)
         _put(readings, "ema_revivals_per_step", name, found.per_step)
         _put(readings, "ema_revival_churn_ratio", name, found.churn_ratio)
-        _put(readings, "ema_revivals_exact", name, found.method == "exact")
+        _put(readings, "ema_revivals_exact", name, found.method != "estimate")
         self._follow(book, later, found, counts, readings)
 
     def _follow(
@@ -225,6 +226,61 @@ class Snapshots:
         self._sketches.clear()
         for book in self._books.values():
             book.latest = book.waiting = book.survival = book.unreplaced = None
+
+    def state(self) -> dict[str, Any]:
+        """Return what is remembered of every layer and rank, numbers and arrays."""
+        return {
+            "reference": self._reference,
+            "sketches": [
+                [step, name, rank, sketch]
+                for step, layers in self._sketches.items()
+                for name, ranks in layers.items()
+                for rank, sketch in ranks.items()
+            ],
+            "books": {name: _dump(book) for name, book in self._books.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` of the same layers returned."""
+        self._reference = state["reference"]
+        for step, name, rank, sketch in state["sketches"]:
+            self._sketches.setdefault(step, {}).setdefault(name, {})[rank] = sketch
+        for name, raw in state["books"].items():
+            _load(self._books[name], raw)
+
+
+def _dump(book: _Book) -> dict[str, Any]:
+    return {
+        "latest": book.latest and _dump_snapshot(book.latest),
+        "waiting": book.waiting and [_dump_snapshot(snapshot) for snapshot in book.waiting],
+        "codebook": book.codebook,
+        "survival": book.survival and book.survival.state(),
+        "unreplaced": None if book.unreplaced is None else book.unreplaced.state(),
+        "revived": book.revived,
+        "threshold": book.threshold,
+        "latents": book.latents,
+    }
+
+
+def _load(book: _Book, raw: Mapping[str, Any]) -> None:
+    book.latest = raw["latest"] and Snapshot(*raw["latest"])
+    if raw["waiting"]:
+        earlier, later = raw["waiting"]
+        book.waiting = (Snapshot(*earlier), Snapshot(*later))
+    if raw["codebook"]:
+        step, codebook = raw["codebook"]
+        book.codebook = (step, codebook)
+    if raw["survival"]:
+        book.survival = Survival(len(raw["survival"]["born"]))
+        book.survival.restore(raw["survival"])
+    if raw["unreplaced"] is not None:
+        book.unreplaced = Unreplaced(len(raw["unreplaced"]))
+        book.unreplaced.restore(raw["unreplaced"])
+    book.revived, book.threshold, book.latents = raw["revived"], raw["threshold"], raw["latents"]
+
+
+def _dump_snapshot(snapshot: Snapshot) -> list[Any]:
+    return [snapshot.step, snapshot.cluster_size, snapshot.codebook]
 
 
 def _put(readings: Readings, metric: str, layer: str, value: float) -> None:
