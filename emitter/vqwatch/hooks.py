@@ -109,7 +109,7 @@ def _make_nothing() -> Callable[..., None]:
     return _nothing
 
 
-class _Inert:
+class Inert:
     """What a hook becomes in a copied or pickled model: nothing."""
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Callable[..., None]:
@@ -119,7 +119,7 @@ class _Inert:
         return _make_nothing, ()
 
 
-class _Hook(_Inert):
+class _Hook(Inert):
     def __init__(self, site: Site, tap: Tap) -> None:
         self.site = site
         self.tap = tap
@@ -140,7 +140,7 @@ class _Hook(_Inert):
         try:
             if torch.compiler.is_compiling():
                 self.trace(module, args, kwargs, output)
-            elif not _recomputing():
+            elif not recomputing():
                 self.report(module, args, kwargs, output)
         except Exception:
             if not self.failed:
@@ -230,14 +230,14 @@ class _Report:
         self.layer = layer
 
     def __call__(self, indices: Tensor, before: Tensor | None, after: Tensor | None) -> None:
-        if _recomputing():
+        if recomputing():
             return
         self.tap.codes(self.layer, indices.clone())  # the compiled code uses its memory again
         if before is not None and after is not None and self.tap.wants_residuals:
             self.tap.residual(self.layer, before, after)
 
 
-class _Restart(_Inert):
+class _Restart(Inert):
     """The layers of a shared module count from 0 at every call of their owner."""
 
     def __init__(self, hook: _Hook) -> None:
@@ -281,6 +281,6 @@ class _Wrapped:
         return getattr, (self.module, self.method)
 
 
-def _recomputing() -> bool:
+def recomputing() -> bool:
     """Whether this forward is one that activation checkpointing repeats inside the backward pass."""
     return bool(torch._C._current_graph_task_id() != -1)

@@ -1,0 +1,95 @@
+"""Several processes in one gloo group: every rank emits, and all of them stop at the same step."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from receiver import Receiver, array
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+def launch(receiver: Receiver, folder: Path, ranks: int, mode: str) -> list[dict[str, Any]]:
+    """Run the worker on every rank until it ends by itself; return what each wrote."""
+    environment = {**os.environ, "VQWATCH_ENDPOINT": receiver.endpoint, "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen([sys.executable, str(WORKER), mode, str(rank), str(ranks), str(folder)], env=environment)
+        for rank in range(ranks)
+    ]
+    try:
+        assert [worker.wait(120) for worker in workers] == [0] * ranks
+    finally:
+        for worker in workers:
+            worker.kill()
+    return [json.loads((folder / f"{mode}-{rank}.json").read_text()) for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module")
+def drifted() -> Iterator[Receiver]:
+    """What arrived from three ranks of DDP that train encodec's quantizer, which keeps its averages to itself."""
+    with tempfile.TemporaryDirectory() as folder, Receiver(Path(folder)) as receiver:
+        launch(receiver, Path(folder), 3, "encodec")
+        yield receiver
+
+
+def test_rank_and_world_size_are_those_of_the_group(drifted: Receiver) -> None:
+    hellos = drifted.of("hello")
+    assert sorted(hello.origin.rank for hello in hellos) == [0, 1, 2]
+    assert {hello.world_size for hello in hellos} == {3}
+    assert {tuple(layer.path for layer in hello.layers) for hello in hellos} == {
+        ("quantizer.vq.layers.0", "quantizer.vq.layers.1")
+    }
+
+
+def test_every_rank_tells_every_step_and_its_own_codes(drifted: Receiver) -> None:
+    for rank in range(3):
+        assert [step.step for step in drifted.of("step") if step.origin.rank == rank] == list(range(1, 7))
+        told = [message for message in drifted.of("codes") if message.origin.rank == rank]
+        assert {message.step for message in told} == set(range(1, 7))
+    one, other, *_ = (array(message.indices) for message in drifted.of("codes", 1))
+    assert not np.array_equal(one, other)
+
+
+def test_sketches_show_codebooks_that_drift_apart(drifted: Receiver) -> None:
+    sketches = {
+        (message.origin.rank, layer): array(tensor)
+        for message in drifted.of("codebooks", 6)
+        for (layer, field), tensor in message.tensors.items()
+        if field == "sketch"
+    }
+    assert sorted(sketches) == [(rank, layer) for rank in range(3) for layer in ("0", "1")]
+    assert not np.allclose(sketches[0, "0"], sketches[1, "0"])
+
+
+def test_all_ranks_stop_at_the_same_step(receiver: Receiver, tmp_path: Path) -> None:
+    receiver.stop = "VqwatchNonFiniteLoss"
+    ends = launch(receiver, tmp_path, 2, "stop")
+    assert len({end["steps"] for end in ends}) == 1
+    assert ends[0]["steps"] < 5000
+    assert ends[0]["steps"] % 10 == 0
+
+
+def test_a_sharded_model_tells_its_codes_and_averages_but_no_shard_of_a_learned_codebook(
+    receiver: Receiver, tmp_path: Path
+) -> None:
+    launch(receiver, tmp_path, 2, "fsdp")
+    (hello, _) = receiver.of("hello")
+    assert [(layer.kind, layer.size, layer.dim) for layer in hello.layers] == [
+        ("ema", 16, 8),
+        ("ema", 16, 8),
+        ("learned", 16, 8),
+    ]
+    for rank in range(2):
+        told = [message for message in receiver.of("codes", 6) if message.origin.rank == rank]
+        assert {layer for message in told for layer in message.layers} == {"0", "1", "2"}
+        (books,) = (message for message in receiver.of("codebooks", 6) if message.origin.rank == rank)
+        assert {layer for layer, _ in books.tensors} == {"0", "1"}
