@@ -32,6 +32,8 @@ import vqwatch
 
 LENGTH = 64
 LR_FLAT_STEPS = 100
+LOOK_EVERY = {"codebooks": 5, "reconstruction": 5}
+OVERHEAD = 0.05  # steps of 20 ms are short and arrays small: look ten times as often as one would at a real model
 
 
 def build_model(quantizer: str = "ema", length: int = LENGTH) -> DocumentRQVAE:
@@ -83,7 +85,9 @@ def main(argv: list[str] | None = None) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (LR_FLAT_STEPS / (step + 1)) ** 0.5))
     batches = documents.batches(corpus, options.batch_size, options.length, options.seed + rank)
 
-    watch = vqwatch.attach(model, optimizer, run=options.run, endpoint=options.endpoint)
+    watch = vqwatch.attach(
+        model, optimizer, run=options.run, endpoint=options.endpoint, every=LOOK_EVERY, budget=OVERHEAD
+    )
     faults = Schedule(options.fault, model, optimizer, watch)
     for step, (features, mask) in enumerate(islice(batches, options.steps)):
         began = time.monotonic()
@@ -98,8 +102,9 @@ def main(argv: list[str] | None = None) -> None:
             optimizer.step()
         schedule.step()
 
-        watch.step(step, losses=losses, codes=codes, original=features, reconstructed=reconstruction, mask=mask,
-                   grad_norm=norm)  # fmt: skip
+        watch.step(
+            step, losses=losses, codes=codes, original=features, reconstructed=reconstruction, mask=mask, grad_norm=norm
+        )
         if watch.stop_requested:
             break
         if step % 100 == 0:
