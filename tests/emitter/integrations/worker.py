@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
+import standins
 from libraries import library
 from small import Autoencoder
 
