@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def test_every_alert_that_the_inhibitions_name_exists() -> None:
 @pytest.fixture
 def tell(
     start_alertmanager: Callable[..., Alertmanager], webhook: Webhook
-) -> Iterator[Callable[[list[Alert]], list[tuple[str, str]]]]:
+) -> Callable[[list[Alert]], list[tuple[str, str]]]:
     """Send alerts through the shipped configuration; return (alertname, severity) of those that reach people."""
     shipped = config()
     receivers = [
@@ -85,23 +84,16 @@ def tell(
     ]
     server = start_alertmanager(shipped | {"receivers": receivers})
 
-    @contextmanager
-    def client() -> Iterator[Alertmanagers]:
-        alertmanagers = Alertmanagers([server.url])
-        try:
-            yield alertmanagers
-        finally:
-            alertmanagers.close(5.0)
-
     def send(alerts: list[Alert]) -> list[tuple[str, str]]:
-        with client() as alertmanagers:
-            alertmanagers.update(alerts, time.time())
-            wait_for(lambda: len(server.alerts()) == len(alerts), what="all alerts at Alertmanager")
+        alertmanagers = Alertmanagers([server.url])
+        alertmanagers.update(alerts, time.time())
+        alertmanagers.close(5.0)
+        assert len(server.alerts()) == len(alerts)
         wait_for(lambda: webhook.received, what="the first notification")
         time.sleep(1.3)  # a group waits for 1 s; what has not come by then was muted
         return sorted((alert["labels"]["alertname"], alert["labels"]["severity"]) for alert in webhook.alerts())
 
-    yield send
+    return send
 
 
 def test_people_hear_of_the_cause_and_not_of_its_consequences(
