@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,22 +12,48 @@ from torch import Tensor
 
 from faults.site import Book, Site, changed
 
-_FAR = 30.0
+_FAR = 1e3
 _HELD_COUNT = 1e-3
 
 
 class _Exile:
-    """Keeps rows of a codebook out of the data's reach, where nothing chooses them and no update pulls them back."""
+    """Keeps rows of a codebook out of the search: nothing chooses them, no update reaches them, they stay as they are.
+
+    During the forward pass they are far away; before and after it they are where they were, as codes are that died.
+    """
 
     def __init__(self, book: Book) -> None:
-        self._book = book
-        self._far = book.codes.clone() * _FAR
+        self.book = book
         self.rows = torch.zeros(len(book.counts), dtype=torch.bool)
+        self._kept = book.codes.clone()
 
-    def hold(self) -> None:
-        book, rows = self._book, self.rows
-        book.counts[rows] = book.counts[rows].clamp(min=_HELD_COUNT)
-        book.put(rows, self._far[rows])
+    def hide(self) -> None:
+        """Before the forward pass."""
+        self._kept = self.book.codes.clone()
+        self._write(self._kept + _FAR)
+
+    def show(self) -> None:
+        """After the forward pass."""
+        self._write(self._kept)
+
+    def _write(self, codes: Tensor) -> None:
+        rows = self.rows
+        self.book.counts[rows] = self.book.counts[rows].clamp(min=_HELD_COUNT)
+        self.book.put(rows, codes[rows])
+
+
+@contextmanager
+def _exiled(site: Site, book: Book, rows: Tensor | None = None) -> Iterator[_Exile]:
+    """Keep rows of a codebook out of the search and replace no dead codes; more rows may be added later."""
+    exile = _Exile(book)
+    if rows is not None:
+        exile.rows[rows] = True
+    with book.threshold(0.0), site.around_every_step(exile.hide, exile.show):
+        yield exile
+
+
+def _all_but(book: Book, survivor: int) -> Tensor:
+    return torch.arange(len(book.counts)) != survivor
 
 
 def _most_central(book: Book) -> int:
@@ -37,18 +64,13 @@ def _most_central(book: Book) -> int:
 def collapse(site: Site) -> Iterator[None]:
     """Every layer uses one code for everything.
 
-    Winner takes all: codes that nothing chooses get no updates and stay where nothing reaches them. It happens when
-    codes start at another scale than the encoder's output, or the output moves faster than the codes can follow
-    (learning rate too high, warm-up too short), and nothing replaces dead codes (lucidrains #205: 40-90 % of the codes
-    dead without replacement). Losses keep falling a little, so that nobody looks.
+    Winner takes all: codes that nothing chooses never learn, so nothing ever chooses them. A learning rate too high
+    or a warm-up too short starts it (the proposal, section 8), and without replacement of dead codes it stays
+    (lucidrains #205: 40-90 % of the codes dead). Here the losers are kept out of the search, all at once.
     """
     with ExitStack() as stack:
         for book in site.books:
-            exile = _Exile(book)
-            exile.rows.fill_(True)
-            exile.rows[_most_central(book)] = False
-            stack.enter_context(book.threshold(0.0))
-            stack.enter_context(site.before_every_step(exile.hold))
+            stack.enter_context(_exiled(site, book, _all_but(book, _most_central(book))))
         yield
 
 
@@ -57,21 +79,19 @@ def slow_death(site: Site) -> Iterator[None]:
     """Codes die one by one in every layer, two a step.
 
     The encoder's output drifts, and codes at its fringe are left behind one after the other; each step looks fine,
-    the trend does not. Replacement is off, as it is by default in lucidrains' library.
+    the trend does not. Replacement is off, as it is by default in lucidrains' library. Here random codes leave the
+    search.
     """
     with ExitStack() as stack:
         for book in site.books:
-            exile = _Exile(book)
+            exile = stack.enter_context(_exiled(site, book))
             order = iter(torch.randperm(len(book.counts)).tolist()[:-8])
 
-            def one_more_step(exile: _Exile = exile, order: Iterator[int] = order) -> None:
-                for row in (next(order, None), next(order, None)):
-                    if row is not None:
-                        exile.rows[row] = True
-                exile.hold()
+            def two_more(exile: _Exile = exile, order: Iterator[int] = order) -> None:
+                for row in islice(order, 2):
+                    exile.rows[row] = True
 
-            stack.enter_context(book.threshold(0.0))
-            stack.enter_context(site.before_every_step(one_more_step))
+            stack.enter_context(site.around_every_step(_nothing, two_more))
         yield
 
 
@@ -84,18 +104,13 @@ def deep_layer_unused(site: Site) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for book in site.books[-2:]:
-            exile = _Exile(book)
-            exile.rows.fill_(True)
-            survivor = torch.zeros_like(exile.rows)
-            survivor[_most_central(book)] = True
-            exile.rows &= ~survivor
+            winner = _most_central(book)
+            stack.enter_context(_exiled(site, book, _all_but(book, winner)))
 
-            def hold(book: Book = book, exile: _Exile = exile, survivor: Tensor = survivor) -> None:
-                exile.hold()
-                book.put(survivor, torch.zeros_like(book.codes[survivor]))
+            def forget(book: Book = book, row: Tensor = torch.tensor([winner])) -> None:  # noqa: B008
+                book.put(row, torch.zeros(1, book.codes.shape[1]))
 
-            stack.enter_context(book.threshold(0.0))
-            stack.enter_context(site.before_every_step(hold))
+            stack.enter_context(site.around_every_step(forget, forget))
         yield
 
 
@@ -159,12 +174,17 @@ def replacement_no_op(site: Site) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for book in site.books:
-            exile = _Exile(book)
-            exile.rows[torch.randperm(len(exile.rows))[: len(exile.rows) // 2]] = True
+            threshold = book.threshold_now
+            half = torch.randperm(len(book.counts))[: len(book.counts) // 2]
+            stack.enter_context(_exiled(site, book, half))
+            stack.enter_context(book.threshold(threshold))
             name = "replace_dead_codes" if hasattr(book.module, "replace_dead_codes") else "expire_codes_"
             stack.enter_context(changed(book.module, name, _overwritten))
-            stack.enter_context(site.before_every_step(exile.hold))
         yield
+
+
+def _nothing() -> None:
+    """Do nothing before a step."""
 
 
 def _overwritten(*_inputs: Any, **_options: Any) -> None:
@@ -182,7 +202,7 @@ def churn(site: Site) -> Iterator[None]:
     with ExitStack() as stack:
         for book in site.books:
             fair_share = float(book.counts.mean())
-            stack.enter_context(book.threshold(2 * fair_share))
+            stack.enter_context(book.threshold(1.5 * fair_share))
             if hasattr(book.module, "replaced_per_step"):
                 stack.enter_context(changed(book.module, "replaced_per_step", len(book.counts)))
         yield

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -53,6 +52,12 @@ class Book:
         self.codes[rows] = codes
         self.sums[rows] = codes * self.counts[rows, None]
 
+    @property
+    def threshold_now(self) -> float:
+        """The count below which a code is replaced."""
+        value: float = getattr(self.module, self._threshold)
+        return value
+
     @contextmanager
     def threshold(self, value: float) -> Iterator[None]:
         """Replace codes whose count falls below this; 0 switches replacement off."""
@@ -89,15 +94,15 @@ class Site:
         return self.model.get_submodule(name)
 
     @contextmanager
-    def before_every_step(self, action: Any) -> Iterator[None]:
-        """Call ``action()`` before each forward pass of the model."""
-        handle = self.model.register_forward_pre_hook(lambda _module, _inputs: action())
-        with torch.no_grad():
-            action()
+    def around_every_step(self, before: Callable[[], None], after: Callable[[], None]) -> Iterator[None]:
+        """Call ``before()`` and ``after()`` around each forward pass of the model."""
+        first = self.model.register_forward_pre_hook(lambda _module, _inputs: before())
+        last = self.model.register_forward_hook(lambda _module, _inputs, _output: after())
         try:
             yield
         finally:
-            handle.remove()
+            first.remove()
+            last.remove()
 
     @contextmanager
     def checkpoint_restored_after(self) -> Iterator[None]:
