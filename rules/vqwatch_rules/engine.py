@@ -62,7 +62,10 @@ class _Run:
 
 
 class Engine:
-    """Evaluates a rule set. Not safe to call from two threads at once."""
+    """Evaluates a rule set. Not safe to call from two threads at once.
+
+    Of more than ``max_runs`` runs, the one that was opened first makes room and its alerts end.
+    """
 
     def __init__(self, ruleset: RuleSet, *, max_runs: int = MAX_RUNS) -> None:
         self.ruleset = ruleset
@@ -212,8 +215,9 @@ class Engine:
         found = self._runs.get(name)
         if found is not None:
             return found
-        if len(self._runs) >= self._max_runs:
-            self._waiting += self.forget(next(iter(self._runs)))
+        held = [known for known in self._runs if known]
+        if name and len(held) >= self._max_runs:
+            self._waiting += self.forget(held[0])
         state = _Run(name)
         try:
             rules = self.ruleset.for_run(name)

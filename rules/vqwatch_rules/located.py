@@ -17,6 +17,7 @@ from vqwatch_rules.errors import Problem, RuleError, Where
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 20
 
+_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Content: TypeAlias = "dict[str, Located] | list[Located] | str | int | float | bool | None"
@@ -109,6 +110,8 @@ def _convert(node: yaml.Node, loader: Any, name: str, depth: int) -> Located:
     where = Where(name, node.start_mark.line + 1)
     if depth > MAX_DEPTH:
         raise RuleError([Problem(where, "", f"nested more than {MAX_DEPTH} deep")])
+    if isinstance(node, yaml.CollectionNode) and node.tag not in _TAGS:
+        raise RuleError([Problem(where, "", f"the tag {node.tag} is not allowed")])
     if isinstance(node, yaml.MappingNode):
         out: dict[str, Located] = {}
         for key_node, value_node in node.value:
