@@ -119,9 +119,9 @@ def _perplexity(readings: Values) -> Tile:
         return _nothing("perplexity", "Perplexity", ("codebook_perplexity_mean", ()))
     (layer, value), verdict = _worst_layer(readings, "codebook_perplexity", series)
     size = _size(readings, layer)
-    of = "" if size is None else f" of {size:.0f}"
+    detail = f"worst layer {layer}" if size is None else f"of {size:.0f} codes · worst layer {layer}"
     spark: tuple[str, Labels] = ("codebook_perplexity", (layer,))
-    return Tile("perplexity", "Perplexity", verdict, f"{value:.3g}{of}", f"worst layer {layer}", value, spark)
+    return Tile("perplexity", "Perplexity", verdict, f"{value:.3g}", detail, value, spark)
 
 
 def _dead(readings: Values) -> Tile:
@@ -253,6 +253,4 @@ def _nothing(key: str, title: str, spark: tuple[str, Labels], why: str = "no evi
 
 
 def _listed(words: list[str]) -> str:
-    if len(words) == 1:
-        return f"{words[0]} is"
-    return f"{', '.join(words[:-1])} and {words[-1]} are"
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

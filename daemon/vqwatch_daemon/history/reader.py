@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.history import curve, schema
 from vqwatch_daemon.history.codec import unpacked_tail, unpacked_usage
+from vqwatch_daemon.readings import Readings, Series
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,28 @@ class HistoryReader:
         for (data,) in tails:
             found.update(unpacked_tail(data))
         return sorted(found)
+
+    def latest(self, run: str) -> Readings:
+        """Return the last value of every series of a run; empty when the run is not known."""
+        with closing(schema.open_for_reading(self.path)) as connection:
+            connection.execute("BEGIN")
+            row = connection.execute("SELECT id FROM run WHERE name = ?", (run,)).fetchone()
+            if row is None:
+                return {}
+            blocks = connection.execute(
+                "SELECT metric, data FROM block WHERE run = ? GROUP BY metric HAVING end_time = max(end_time)", row
+            ).fetchall()
+            tails = connection.execute("SELECT data FROM tail WHERE run = ? ORDER BY id", row).fetchall()
+        found: Readings = {}
+        for metric, data in blocks:
+            try:
+                found[metric] = _last(curve.unpack(data))
+            except ValueError as error:
+                logger.warning("a block of %s cannot be read: %s", metric, error)
+        for (data,) in tails:
+            for metric, samples in unpacked_tail(data).items():
+                found[metric] = _last(curve.from_samples(samples[-1:]))
+        return found
 
     def curves(
         self,
@@ -161,6 +184,12 @@ def shown(metric: str, item: curve.Curve) -> dict[str, Any]:
         answer["low"] = _columns(item.low, item.present)
         answer["high"] = _columns(item.high, item.present)
     return answer
+
+
+def _last(item: curve.Curve) -> Series:
+    """Return the values of the last sample that are there."""
+    row = item.mean[-1].tolist()
+    return {labels: row[i] for i, labels in enumerate(item.labels) if item.present[-1, i]}
 
 
 def _between(item: curve.Curve, low: float, high: float, by: str) -> curve.Curve:

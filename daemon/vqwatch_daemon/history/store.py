@@ -18,7 +18,7 @@ from vqwatch_daemon.history.codec import AlertItem, Item, SampleItem, UsageItem
 from vqwatch_daemon.history.limits import Limits
 from vqwatch_daemon.history.reader import HistoryReader
 from vqwatch_daemon.history.writer import Writer
-from vqwatch_daemon.readings import Labels
+from vqwatch_daemon.readings import Labels, Readings
 
 _STOP: Final = None
 
@@ -104,6 +104,10 @@ class History:
     def runs(self) -> list[dict[str, Any]]:
         """See :meth:`HistoryReader.runs`."""
         return self._reader.runs()
+
+    def latest(self, run: str) -> Readings:
+        """See :meth:`HistoryReader.latest`."""
+        return self._reader.latest(run)
 
     def series(
         self,

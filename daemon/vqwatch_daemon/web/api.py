@@ -2,7 +2,7 @@
 
 ==============================  ====================================================================================
 ``/api/runs``                   every run, those that only the history knows last: name, step, state, ranks, layers
-``/api/runs/{run}/readings``    the current readings
+``/api/runs/{run}/readings``    the current readings (of a past run: the last ones)
 ``/api/runs/{run}/overview``    the tiles of the first screen and the sentence above them
 ``/api/runs/{run}/series``      curves: ``metric=`` (repeatable), ``start=``, ``end=``, ``by=step|time``, ``points=``
 ``/api/runs/{run}/usage``       how often each code was used: now, or at ``step=``; ``order=index|sorted``, ``columns=``
@@ -27,6 +27,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from vqwatch_daemon.readings import Readings
 from vqwatch_daemon.web import encode, usage
 from vqwatch_daemon.web.view import DaemonView, HistoryView
 
@@ -70,17 +71,20 @@ def routes(view: DaemonView) -> list[Route]:
         past = [] if history is None else [item for item in history.runs() if item["name"] not in names]
         return held + [{**item, "state": "past", "ranks": 0, "world_size": 0, "layers": []} for item in past]
 
+    def last_readings(run: str) -> Readings:
+        held = view.readings(run)
+        history = view.history()
+        values = history.latest(run) if held is None and history is not None else held
+        if not values and held is None:
+            raise Refused(404, f"no run named {run!r}")
+        return values or {}
+
     def readings(request: Request) -> Any:
-        values = view.readings(_run(request))
-        if values is None:
-            raise Refused(404, f"no run named {_run(request)!r}")
-        return encode.readings(values)
+        return encode.readings(last_readings(_run(request)))
 
     def overview(request: Request) -> Any:
-        values = view.readings(_run(request))
-        if values is None:
-            raise Refused(404, f"no run named {_run(request)!r}")
-        return encode.overview(values, [item for item in view.alerts() if item.run == _run(request)])
+        run = _run(request)
+        return encode.overview(last_readings(run), [item for item in view.alerts() if item.run == run])
 
     def series(request: Request) -> Any:
         query = request.query_params

@@ -67,6 +67,10 @@ class HistoryView(Protocol):
         """Return every run that the store knows, the latest first."""
         ...
 
+    def latest(self, run: str) -> Readings:
+        """Return the last value of every series; empty when the run is not known."""
+        ...
+
     def series(
         self,
         run: str,
