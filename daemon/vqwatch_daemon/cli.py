@@ -18,6 +18,9 @@ class Command(NamedTuple):
 
 COMMANDS: Final = {
     "daemon": Command("vqwatch_daemon.serving", "watch training runs: metrics, page and alerts"),
+    "rules": Command("vqwatch_daemon.rules_command", "check, export and try out alert rules"),
+    "record": Command("vqwatch_daemon.recording.record_command", "write a run's messages to a file"),
+    "replay": Command("vqwatch_daemon.recording.replay_command", "play a recording into a daemon"),
     "demo": Command("vqwatch_daemon.demo", "a real training with a fault, watched live"),
 }
 
