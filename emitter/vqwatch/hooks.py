@@ -149,10 +149,12 @@ class _Hook(Inert):
 
     def report(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Tell the tap, at once."""
+        if not self.tap.wants_residuals and not getattr(self.tap, "wants_codes", True):
+            self.turn()
+            return
         indices = integers(output)
         if indices is None:
             return
-        indices = indices.detach()
         if self.site.adapter.members is not None:
             for layer, part in zip(self.site.layers, indices.unbind(-1), strict=False):
                 self.tap.codes(layer, part)
@@ -169,7 +171,6 @@ class _Hook(Inert):
         indices = integers(output)
         if indices is None:
             return
-        indices = indices.detach()
         if self.site.adapter.members is not None:
             for door, part in zip(self.doors, indices.unbind(-1), strict=False):
                 door.leave(part, None, None)

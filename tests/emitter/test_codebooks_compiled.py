@@ -39,6 +39,13 @@ class Checkpointed(Model):
         return checkpoint(super().forward, x, use_reentrant=False)
 
 
+class Keeper(Recorder):
+    """A tap that keeps what it is given until the end of the step, as the emitter does."""
+
+    def codes(self, layer: str, indices: torch.Tensor) -> None:
+        self.assigned.append((layer, indices))
+
+
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
     torch.compiler.reset()
@@ -106,6 +113,40 @@ def test_checkpointing_inside_a_compiled_model_is_heard_once(recorder: Recorder)
     compiled = torch.compile(model)
     compiled(torch.randn(4, 5, 6, requires_grad=True))[0].backward()
     assert [layer for layer, _ in recorder.assigned] == ["0", "1", "2"]
+
+
+def test_a_compiled_model_that_checkpointing_calls_again_is_heard_once(recorder: Recorder) -> None:
+    model = Model()
+    codebooks.find(model).install(recorder)
+    compiled = torch.compile(model, backend="aot_eager")
+    checkpoint(compiled, torch.randn(4, 5, 6, requires_grad=True), use_reentrant=False)[0].backward()
+    assert [layer for layer, _ in recorder.assigned] == ["0", "1", "2"]
+
+
+class Indexing(nn.Module):
+    """Goes on calculating with the codes, so that the compiler can put the results where the codes were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = standins.Quantize(64, 64)
+        self.head = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        quantized, ids, _ = self.layer(x, 1.0)
+        following = self.head(self.head(quantized))[:, 0]
+        return ids * 64 + following.mul(100).long()
+
+
+def test_codes_kept_until_the_step_are_not_overwritten_by_the_compiled_code() -> None:
+    model, keeper, eager = Indexing(), Keeper(wants_residuals=False), Recorder()
+    twin = copy.deepcopy(model)
+    codebooks.find(model).install(keeper)
+    codebooks.find(twin).install(eager)
+    x = torch.randn(400, 64)
+    with torch.no_grad():
+        torch.compile(model)(x)
+        twin(x)
+    assert torch.equal(keeper.assigned[0][1], eager.assigned[0][1])
 
 
 def test_gradient_accumulation_in_a_compiled_model_adds_up_without_recompilation(recorder: Recorder) -> None:

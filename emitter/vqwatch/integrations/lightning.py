@@ -70,8 +70,8 @@ class VqwatchCallback(_Callback):  # type: ignore[misc]
             trainer.should_stop = True
 
     def on_validation_start(self, trainer: Any, *_rest: Any) -> None:
-        """Begin a validation pass, but for the trial one before training."""
-        if self.watch is not None and not trainer.sanity_checking:
+        """Begin a validation pass; Lightning's trial pass comes before the training and is none."""
+        if self.watch is not None:
             self._pass = self.watch.evaluation(trainer.global_step)
             self._pass.__enter__()
 
