@@ -1,9 +1,8 @@
 """Alert rules: the model, the engine, the shipped pack.
 
->>> from vqwatch_rules import Engine, RunFacts, LayerFacts, load        # doctest: +SKIP
->>> engine = Engine(load([], {"loss": ("component",), ...}))            # doctest: +SKIP
->>> engine.observe("my-run", 17, 1700000000.0, {"loss": {("total",): float("nan")}})[0].alert.name  # doctest: +SKIP
-'VqLossNotFinite'
+``load(files, metrics)`` returns a `RuleSet`, ``Engine(ruleset)`` evaluates it: `Engine.describe` takes what a run says
+of itself, `Engine.observe` its readings step by step, `Engine.tick` the time; each returns the `Transition` s of
+alerts. ``export.export(ruleset)`` writes the same rules for Prometheus.
 """
 
 from vqwatch_rules.alerts import Alert, LayerFacts, RunFacts, Transition

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.rules.gallery import CASES, METRICS, RUN, Case, Key, Value, played, shipped_once, timeline
+from tests.rules.gallery import CASES, METRICS, RUN, START, Case, Key, Value, played, shipped_once, timeline
 from tests.servers import require_server
 
 from vqwatch_daemon.catalogue import CATALOGUE
@@ -61,16 +61,18 @@ def sample(value: float | None) -> str:
     return "NaN" if math.isnan(value) else f"{value:+}".replace("inf", "Inf").lstrip("+")
 
 
-def series(case: Case, changes: Mapping[str | Key, Value], used: set[str]) -> list[dict[str, str]]:
+def series(
+    case: Case, changes: Mapping[str | Key, Value], used: set[str], *, kind: str = "ema", start: int = START
+) -> list[dict[str, str]]:
     """Return the timeline as promtool's input series, of the metrics that the rule uses."""
     total = case.before + case.steps
     columns: dict[Key, list[float | None]] = {}
-    for index, (_, readings) in enumerate(timeline(case, changes)):
+    for index, (_, readings) in enumerate(timeline(case, changes, start)):
         for name in used & readings.keys():
             for labels, value in readings[name].items():
                 columns.setdefault((name, labels), [None] * total)[index] = value
     for layer in ("0", "1"):
-        columns["codebook_info", (layer, "ema", "proposal")] = [1.0] * total
+        columns["codebook_info", (layer, kind, "proposal")] = [1.0] * total
     out = []
     for (name, labels), values in columns.items():
         named = {"run": RUN} if CATALOGUE[name].per_run else {}
@@ -124,6 +126,26 @@ def test_every_rule_fires_and_stays_silent_in_prometheus_as_it_does_in_the_engin
         own.append(group(case, case.near, f"{name} is silent", expr, []))
 
     ran = promtool("test", "rules", *alone(tmp_path, tests))
+
+    assert ran.returncode == 0, (ran.stdout + ran.stderr)[:4000]
+
+
+def test_evidence_first_steps_and_kinds_of_codebooks_hold_in_prometheus_too(tmp_path: Path) -> None:
+    by_alert = exprs()
+    tests: dict[str, list[dict[str, Any]]] = {}
+    for case in CASES:
+        rule = next(rule for rule in shipped_once().rules if rule.alert == case.alert)
+        silent = group(case, case.sick, f"{case.alert} {case.severity}", by_alert[case.alert], [])
+        used = set(re.findall(r"vqwatch_([a-z0-9_]+)", by_alert[case.alert]))
+        own = tests.setdefault(case.alert, [])
+        for gate in rule.evidence:
+            own.append(silent | {"input_series": series(case, case.sick, used - {gate.metric})})
+        if rule.codebook_kinds:
+            own.append(silent | {"input_series": series(case, case.sick, used, kind="frozen")})
+        if rule.after_step > case.before + case.steps:
+            own.append(silent | {"input_series": series(case, case.sick, used, start=0)})
+
+    ran = promtool("test", "rules", *alone(tmp_path, {alert: own for alert, own in tests.items() if own}))
 
     assert ran.returncode == 0, (ran.stdout + ran.stderr)[:4000]
 

@@ -159,7 +159,7 @@ MISTAKES = {
     "no YAML": ("rules: [\n", "mine.yaml:2: not YAML: "),
     "a tag": (
         "rules: !!python/object/apply:os.system [ls]\n",
-        "mine.yaml:1: the tag tag:yaml.org,2002:python/object/apply:os.system is not allowed",
+        "mine.yaml:1: the tag tag:yaml.org,2002:python/object/apply:os.system is not",
     ),
     "all of one": (
         changed(

@@ -95,8 +95,8 @@ class OneAlert(RuleBasedStateMachine):
         hold=st.sampled_from([(0, 0.0), (5, 0.0), (0, 7.0)]), keep=st.sampled_from([(0, 0.0), (4, 0.0), (0, 6.0)])
     )
     def begin(self, hold: tuple[int, float], keep: tuple[int, float]) -> None:
-        self.rules = ruleset(*(f"{span[0]} steps" if span[0] else f"{span[1]:g}s" for span in (hold, keep)))
-        self.engine = Engine(self.rules)
+        self.pack = ruleset(*(f"{span[0]} steps" if span[0] else f"{span[1]:g}s" for span in (hold, keep)))
+        self.engine = Engine(self.pack)
         self.model = Model(hold, keep)
         self.step, self.now, self.seen = 1000, 50_000.0, "inactive"
 
@@ -137,7 +137,7 @@ class OneAlert(RuleBasedStateMachine):
     @rule()
     def restart_the_daemon(self) -> None:
         kept = json.loads(json.dumps(self.engine.state(), allow_nan=False))
-        self.engine = Engine(self.rules)
+        self.engine = Engine(self.pack)
         self.engine.restore(kept)
         # A healthy stretch and a doubt that had begun are forgotten.
         self.model.healthy, self.model.certain = None, True
