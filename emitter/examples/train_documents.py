@@ -49,6 +49,11 @@ def validation_batches(batch_size: int = 16, length: int = LENGTH) -> Iterator[t
         yield documents.pad(windows[at : at + batch_size], length)
 
 
+def falling(step: int) -> float:
+    """Return the factor of the learning rate: 1 at first, then the inverse square root of the step."""
+    return min(1.0, (LR_FLAT_STEPS / (step + 1)) ** 0.5)
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     model = build_model(options.quantizer, options.length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (LR_FLAT_STEPS / (step + 1)) ** 0.5))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, falling)
     batches = documents.batches(corpus, options.batch_size, options.length, options.seed + rank)
 
     watch = vqwatch.attach(

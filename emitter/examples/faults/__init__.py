@@ -96,3 +96,6 @@ class Schedule:
 def summary(fault: Fault) -> str:
     """Return the first line of a fault's docstring."""
     return (fault.__doc__ or "").strip().partition("\n")[0]
+
+
+__all__ = ["CATALOGUE", "Fault", "Schedule", "Site", "Span", "summary"]

@@ -39,6 +39,9 @@ def silent_rank(site: Site) -> Iterator[None]:
 
     Its network is gone, or its emitter; the other ranks go on, so that the run's readings look complete.
     """
-    if site.watch is not None:
-        site.watch.pause()
+    if site.watch is None:
+        yield
+        return
+    pause = site.watch.pause()
     yield
+    pause.resume()

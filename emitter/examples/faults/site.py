@@ -12,10 +12,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
+class Pause(Protocol):
+    """What pausing the emitter gives."""
+
+    def resume(self) -> None:
+        """Let it go on."""
+        ...
+
+
 class Watch(Protocol):
     """What a fault may do with the emitter: make it go quiet."""
 
-    def pause(self) -> object:
+    def pause(self) -> Pause:
         """Send nothing from now on."""
         ...
 
