@@ -24,9 +24,10 @@ class Case:
     """A quantizer and its library's own account of itself.
 
     ``run`` returns the output, a loss and one codes tensor per layer (None for a layer that was dropped). ``chains``
-    holds, for each residual stack, the modules that are called one after another, each with what the former left.
-    ``codebooks`` and ``averages`` return one tensor [K, D] (or a pair) per layer. ``scales`` holds the factor by which
-    a stack divides the input of each layer. ``settings`` are decay, threshold and threshold_ratio.
+    holds, for each residual stack, the modules that are called one after another, each with what the former left;
+    where layers are not called, ``inputs`` is asked after a forward what they got. ``codebooks`` and ``averages``
+    return one tensor [K, D] (or a pair) per layer. ``scales`` holds the factor by which a stack divides the input of
+    each layer. ``settings`` are decay, threshold and threshold_ratio.
     """
 
     name: str
@@ -382,6 +383,7 @@ TRANSFORMERS = [
         kind="frozen",
         layout="first",
         inputs=lambda q, z: [_by_hand(q.layers, z)],
+        layers=7,
     ),
     Case(
         "transformers Mimi",
@@ -459,9 +461,12 @@ def _kakao(name: str, shared: bool) -> Case:
 def _grid_run(quantizer: nn.Module, z: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """GRID's codes mean nothing, and are all 0, for layers whose buffer is not full yet."""
     codes, quantized, loss = quantizer.model_step(z)
-    layers = quantizer.quantization_layer_list
-    ready = [layer.is_initialized or layer.is_initial_step for layer in layers]
+    ready = _grid_ready(quantizer)
     return quantized, loss, [c if r else None for c, r in zip(codes.unbind(-1), ready, strict=True)]
+
+
+def _grid_ready(quantizer: nn.Module) -> list[bool]:
+    return [layer.is_initialized or layer.is_initial_step for layer in quantizer.quantization_layer_list]
 
 
 STANDINS = [
@@ -518,6 +523,7 @@ STANDINS = [
         lambda: standins.ResidualQuantization(SIZE, DIM, DEPTH, init_buffer_size=32),
         _grid_run,
         codebooks=lambda q: [layer.centroids for layer in q.quantization_layer_list],
+        inputs=lambda q, _z: [[v for v, ready in zip(q.given, _grid_ready(q), strict=True) if ready]],
         kind="learned",
         layout="flat",
         steps=12,

@@ -323,7 +323,10 @@ class MiniBatchKMeans(nn.Module):
 
 
 class ResidualQuantization(nn.Module):
-    """GRID's stack: trains a layer only once those before it are initialised; its own forward is called by name."""
+    """GRID's stack: trains a layer only once those before it are initialised; its own forward is called by name.
+
+    ``given`` keeps what each layer got in the last forward, for comparison.
+    """
 
     def __init__(self, size: int, dim: int, depth: int, init_buffer_size: int) -> None:
         super().__init__()
@@ -332,7 +335,9 @@ class ResidualQuantization(nn.Module):
     def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         residual, total, loss, ids = embeddings, torch.zeros_like(embeddings), torch.zeros(()), []
         layers = list(self.quantization_layer_list)
+        self.given: list[Tensor] = []
         for i, layer in enumerate(layers):
+            self.given.append(residual.detach())
             before = layers[i - 1] if i else None
             train = before is None or before.is_initialized or before.is_initial_step
             if layer.is_initialized and not layers[-1].is_initialized:

@@ -66,8 +66,8 @@ def train(model: Watched, after_step: Callable[[int, Tensor, Truth], None]) -> N
         with ExitStack() as hooks:
             chains = case.chains(quantizer) if case.chains else []
             inputs = [_record(hooks, chain) for chain in chains]
-            by_hand = _inputs_by_hand(model, features)
             loss, codes = model(features)
+            by_hand = _inputs_by_hand(model, features)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
