@@ -27,12 +27,14 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.process_collector import ProcessCollector
 
 from vqwatch.wire import Ack, Message, Stop, Welcome
+from vqwatch_daemon import resume
 from vqwatch_daemon.alertmanager import Alertmanagers
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.delivery import Book
 from vqwatch_daemon.exposition import Snapshot, SnapshotCollector, exposition
 from vqwatch_daemon.history import History
 from vqwatch_daemon.hub import Hub
+from vqwatch_daemon.keeper import Keeper
 from vqwatch_daemon.readings import Readings, copy
 from vqwatch_daemon.receiver import Receiver
 from vqwatch_daemon.settings import Settings, split_address
@@ -81,6 +83,10 @@ class Daemon:
             build={(version("vqwatch"), platform.python_version()): 1.0},
         )
         self.history = self._open_history(settings.state)
+        self.alertmanagers = Alertmanagers(settings.alertmanager, generator_url=f"{self.url.rstrip('/')}/")
+        self._resources.callback(self.alertmanagers.close, CLOSE_SECONDS)
+        self.keeper = None if settings.state is None else self._resume(settings.state, settings.snapshot_seconds)
+        self.hub.outside = self._outside
         self.receiver = Receiver(
             settings.listen,
             take=self._take,
@@ -89,11 +95,7 @@ class Daemon:
             insecure_tcp=settings.insecure_tcp,
         )
         self._resources.callback(self.receiver.close)
-        self.alertmanagers = Alertmanagers(settings.alertmanager, generator_url=f"{self.url.rstrip('/')}/")
-        self._resources.callback(self.alertmanagers.close, CLOSE_SECONDS)
-        self.hub.alert_counts = self._alert_counts
         self._told = -1
-
         self.server.start()
 
     def _serve(self, settings: Settings) -> None:
@@ -114,6 +116,18 @@ class Daemon:
         self._resources.callback(history.close, CLOSE_SECONDS)
         self.hub.observers.append(_Recorder(history))
         return history
+
+    def _resume(self, directory: Path, snapshot_seconds: float) -> Keeper:
+        keeper = Keeper(directory, snapshot_seconds=snapshot_seconds)
+        self._resources.callback(keeper.close)
+        resume.resume(keeper, self.hub, self.alertmanagers, self._clock())
+        self._resources.callback(self._snapshot, keeper, wait=True)
+        return keeper
+
+    def _snapshot(self, keeper: Keeper, *, wait: bool = False) -> None:
+        now = self._clock()
+        with self._lock:
+            keeper.snapshot(resume.state(self.hub, self.alertmanagers, now), now, time.monotonic(), wait=wait)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -146,15 +160,21 @@ class Daemon:
             replies = self.hub.tick(self._clock())
         self.receiver.send(replies)
         self._told = -1  # re-sends are due by time
+        if self.keeper is not None and self.keeper.due(time.monotonic()):
+            self._snapshot(self.keeper)
 
     def _send_alerts(self) -> None:
         if self._told != self.hub.transitions:
             self._told = self.hub.transitions
             self.alertmanagers.update(self.hub.alerts(), self._clock())
 
-    def _alert_counts(self) -> Readings:
+    def _outside(self) -> Readings:
+        """Return what those around the hub count."""
         counts = self.alertmanagers.counts()
+        keeper = self.keeper
+        state: Readings = {} if keeper is None else keeper.readings()
         return {
+            **state,
             "alerts_sent_total": {(name,): float(count.sent) for name, count in counts.items()},
             "alert_delivery_failures_total": {(name,): float(count.failures) for name, count in counts.items()},
         }

@@ -46,12 +46,13 @@ class Verdict:
 
 
 class Book:
-    """The sessions of all runs; at ``most`` of them, one that has closed makes room or the newcomer is refused."""
+    """The sessions of all runs; at ``most`` of them, one that is over makes room or the newcomer is refused."""
 
     def __init__(self, daemon: str, most: int = 16_384) -> None:
         self.daemon = daemon
         self._most = most
         self._sessions: dict[tuple[str, str], Session] = {}
+        self._strangers: set[tuple[str, str]] = set()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -75,21 +76,35 @@ class Book:
         return _best_effort(session, message)
 
     def _introduce(self, route: bytes, message: Any) -> Verdict:
-        if not isinstance(message, Hello):
-            return Verdict(False, (Welcome(message.origin.session, self.daemon, 0),), refused="unknown_session")
-        if len(self._sessions) >= self._most and not self._make_room():
+        full = len(self._sessions) >= self._most
+        spare = self._spare() if full else None
+        if full and spare is None:
             return Verdict(False, refused="too_many_sessions")
+        if not isinstance(message, Hello):
+            return Verdict(False, self._ask(message.origin), refused="unknown_session")
+        if spare is not None:
+            del self._sessions[spare]
         # A session that had to introduce itself again holds nothing below `first`: an earlier daemon has had it.
         session = Session(message.origin, max(message.seq + 1, message.first), route)
         self._sessions[message.origin.run, message.origin.session] = session
         return Verdict(True, (Welcome(message.origin.session, self.daemon, session.expected), self._ack(session)))
 
-    def _make_room(self) -> bool:
-        for key, session in self._sessions.items():
-            if session.closed:
-                del self._sessions[key]
-                return True
-        return False
+    def _ask(self, stranger: Origin) -> tuple[Welcome, ...]:
+        """Ask a session to introduce itself, once until :meth:`ask_again`: each answer makes it send everything."""
+        key = (stranger.run, stranger.session)
+        if key in self._strangers or len(self._strangers) >= self._most:
+            return ()
+        self._strangers.add(key)
+        return (Welcome(stranger.session, self.daemon, 0),)
+
+    def _spare(self) -> tuple[str, str] | None:
+        """Return a session that may make room: one that said goodbye, else one whose rank has a newer session."""
+        newest = {(session.origin.run, session.origin.rank): key for key, session in self._sessions.items()}
+        over = (key for key, session in self._sessions.items() if session.closed)
+        replaced = (
+            key for key, session in self._sessions.items() if newest[session.origin.run, session.origin.rank] != key
+        )
+        return next(over, None) or next(replaced, None)
 
     def _in_order(self, session: Session, message: Any) -> Verdict:
         lost = 0
@@ -126,8 +141,14 @@ class Book:
             if session.acknowledged < session.expected - 1 and session.route
         ]
 
+    def owe_all(self) -> None:
+        """Forget what was acknowledged: those answers were held back."""
+        for session in self._sessions.values():
+            session.acknowledged = 0
+
     def ask_again(self) -> None:
-        """Allow gaps that were answered already to be answered once more: the answer may not have arrived."""
+        """Allow questions that were asked already to be asked once more: they may not have arrived."""
+        self._strangers.clear()
         for session in self._sessions.values():
             session.asked = -1
 
@@ -159,17 +180,19 @@ class Book:
         ]
 
     def restore(self, state: list[dict[str, Any]]) -> None:
-        """Take up what :meth:`state` returned."""
+        """Take up what :meth:`state` returned: all of it, or KeyError or TypeError and nothing."""
+        sessions = {}
         for item in state:
             origin = Origin(item["run"], item["rank"], item["session"])
-            self._sessions[origin.run, origin.session] = Session(
+            sessions[origin.run, origin.session] = Session(
                 origin,
                 item["expected"],
                 latest=dict(item["latest"]),
                 lost=item["lost"],
-                acknowledged=item["expected"] - 1,
+                acknowledged=0,
                 closed=item["closed"],
             )
+        self._sessions = sessions
 
 
 def _best_effort(session: Session, message: Any) -> Verdict:

@@ -6,15 +6,17 @@ Knows no socket and no clock; one thread at a time may be inside (app.py holds t
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
 
-from vqwatch.wire import Ack, Hello, Layer, Stop, Welcome
+from vqwatch.wire import MUST_ARRIVE, Ack, Hello, Layer, Stop, Welcome, WireError, decode
 from vqwatch.wire import Message as AnyMessage
 from vqwatch_daemon.delivery import Book
 from vqwatch_daemon.exposition import Snapshot
+from vqwatch_daemon.journal import Record
 from vqwatch_daemon.readings import Labels, Readings, copy
 from vqwatch_daemon.run import Run, Update
 from vqwatch_daemon.sections.refused import Refused
@@ -28,6 +30,8 @@ DAEMON: Final = ""
 """The run under which the daemon's own readings meet the rules."""
 
 USAGE_EVERY_SECONDS: Final = 10.0
+MOST_LOGGED: Final = 1000
+"""Different complaints about runs that are logged; more are counted only."""
 
 
 class Observer(Protocol):
@@ -44,6 +48,42 @@ class Observer(Protocol):
     def transition(self, transition: Transition) -> None:
         """An alert changed its state."""
         ...
+
+
+class Keeping(Protocol):
+    """Somebody who writes down what happens, before it happens, so that it outlives the daemon."""
+
+    @property
+    def safe(self) -> bool:
+        """Whether everything noted so far outlives the daemon; nothing is acknowledged while it does not."""
+        ...
+
+    def note(self, message: AnyMessage, now: float) -> None:
+        """A must-arrive message is about to be applied."""
+        ...
+
+    def tick(self, now: float) -> None:
+        """Time is about to pass."""
+        ...
+
+    def absent(self, now: float, seconds: float) -> None:
+        """No daemon was there for so long."""
+        ...
+
+
+class Forgetful:
+    """Keeps nothing: an acknowledgement then means that a message was applied."""
+
+    safe = True
+
+    def note(self, message: AnyMessage, now: float) -> None:
+        """Do nothing."""
+
+    def tick(self, now: float) -> None:
+        """Do nothing."""
+
+    def absent(self, now: float, seconds: float) -> None:
+        """Do nothing."""
 
 
 class Hub:
@@ -63,8 +103,11 @@ class Hub:
         self.book = book
         self.engine = engine
         self.observers: list[Observer] = []
+        self.keeper: Keeping = Forgetful()
+        self._was_safe = True
+        self._replaying = False
         self.transitions = 0
-        self.alert_counts: Callable[[], Readings] = dict
+        self.outside: Callable[[], Readings] = dict
         self._window = window
         self._most_runs = most_runs
         self._retention = retention_seconds
@@ -81,21 +124,25 @@ class Hub:
 
     def receive(self, route: bytes, message: AnyMessage, now: float) -> list[Reply]:
         """Take one readable message; return what to answer, and to whom."""
-        verdict = self.book.receive(route, message)
-        replies: list[Reply] = [(route, reply) for reply in verdict.replies]
         if isinstance(message, (Welcome, Ack, Stop)):
-            self.reject(verdict.refused)
-            return replies
+            self.reject("direction")
+            return []
         run = self._runs.get(message.origin.run)
+        if run is None and len(self._runs) >= self._most_runs and not self._make_room(now):
+            self._refuse_run(message)
+            return []
+        verdict = self.book.receive(route, message)
+        if verdict.apply and message.kind in MUST_ARRIVE:
+            self.keeper.note(message, now)
+        safe = self.keeper.safe
+        replies: list[Reply] = [(route, reply) for reply in verdict.replies if safe or not isinstance(reply, Ack)]
         if run is not None:
             run.heard(message.origin.rank, now, verdict.lost)
         if not verdict.apply:
             self.reject(verdict.refused)
             return replies
-        if run is None:
-            run = self._open(message, now)
-            if run is None:
-                return replies
+        if run is None:  # the book lets nothing but a hello through for a session it does not know
+            run = self._runs[message.origin.run] = Run(message.origin.run, self._window, now)
         return replies + self._apply(run, message, now)
 
     def _apply(self, run: Run, message: AnyMessage, now: float) -> list[Reply]:
@@ -112,15 +159,10 @@ class Hub:
             self._describe(run)
         return self._tell(run, updates, now)
 
-    def _open(self, message: AnyMessage, now: float) -> Run | None:
-        assert isinstance(message, Hello)  # the book lets nothing else through for a session it does not know
+    def _refuse_run(self, message: Any) -> None:
         name = message.origin.run
-        if len(self._runs) >= self._most_runs and not self._make_room(now):
-            self._dropped_runs += 1
-            self.reject("too_many_runs", name, f"run {name!r} is not watched: {self._most_runs} runs are")
-            return None
-        run = self._runs[name] = Run(name, self._window, now)
-        return run
+        self._dropped_runs += isinstance(message, Hello)
+        self.reject("too_many_runs", name, f"run {name!r} is not watched: {self._most_runs} runs are")
 
     def _make_room(self, now: float) -> bool:
         ended = [run for run in self._runs.values() if run.ranks.state_name(now) != "live"]
@@ -137,7 +179,7 @@ class Hub:
     def reject(self, reason: str, run: str = "", detail: str = "") -> None:
         """Count something that was not taken; say it once for each run."""
         self._rejected[reason] = self._rejected.get(reason, 0) + 1
-        if detail and (run, reason) not in self._logged:
+        if detail and (run, reason) not in self._logged and len(self._logged) < MOST_LOGGED:
             self._logged.add((run, reason))
             _log.warning("run %s: %s (further ones are counted, not logged)", run, detail)
 
@@ -169,7 +211,7 @@ class Hub:
         for transition in transitions:
             alert = transition.alert
             level = logging.WARNING if transition.to == "firing" and alert.severity != "info" else logging.INFO
-            if transition.to in ("firing", "resolved"):
+            if transition.to in ("firing", "resolved") and not self._replaying:
                 labels = {key: value for key, value in alert.labels.items() if key not in ("alertname", "severity")}
                 _log.log(level, "%s %s %s at step %d: %s", alert.severity, alert.name, transition.to, transition.step,
                          alert.annotations.get("summary", ""), extra={"labels": labels})  # fmt: skip
@@ -184,7 +226,8 @@ class Hub:
 
     def tick(self, now: float) -> list[Reply]:
         """Let time pass: silence, overdue steps, rules of time, and the end of runs nobody hears of any more."""
-        replies: list[Reply] = [*self.book.due()]
+        self.keeper.tick(now)
+        replies = self._owed()
         self.book.ask_again()
         for run in list(self._runs.values()):
             replies += self._tell(run, run.tick(now), now)
@@ -194,6 +237,14 @@ class Hub:
         replies += self._announce(self.engine.tick(now))
         return replies
 
+    def _owed(self) -> list[Reply]:
+        """Return the acknowledgements that wait, none while what they would promise is not written down."""
+        safe = self.keeper.safe
+        if safe and not self._was_safe:
+            self.book.owe_all()
+        self._was_safe = safe
+        return [*self.book.due()] if safe else []
+
     def forget(self, name: str) -> None:
         """Release a run: its series, its memory, its alerts (those that fire are resolved)."""
         self._runs.pop(name, None)
@@ -201,6 +252,64 @@ class Hub:
         self._logged = {key for key in self._logged if key[0] != name}
         self.book.forget(name)
         self._announce(self.engine.forget(name))
+
+    # --- outliving the daemon -----------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that a restarted daemon needs to go on exactly here, numbers, texts and arrays."""
+        return {
+            "runs": {name: run.state() for name, run in self._runs.items()},
+            "book": self.book.state(),
+            "engine": self.engine.state(),
+            "received": self._received,
+            "rejected": dict(self._rejected),
+            "dropped_runs": self._dropped_runs,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` returned, before the first message.
+
+        Raises KeyError, TypeError, ValueError or IndexError on what :meth:`state` never wrote; nothing is changed then.
+        """
+        runs = {}
+        for name, raw in state["runs"].items():
+            runs[name] = Run(name, self._window, 0.0)
+            runs[name].restore(raw)
+        received = {kind: (int(count), float(total)) for kind, (count, total) in state["received"].items()}
+        rejected = {reason: int(count) for reason, count in state["rejected"].items()}
+        dropped_runs = int(state["dropped_runs"])
+        self.book.restore(state["book"])
+        self._runs, self._received, self._rejected, self._dropped_runs = runs, received, rejected, dropped_runs
+        for run in runs.values():
+            self._describe(run)
+        try:
+            self.engine.restore(state["engine"])
+        except ValueError:
+            _log.exception("the alerts of the daemon before this one are forgotten; they will be judged anew")
+
+    def replay(self, record: Record) -> None:
+        """Let happen again what an earlier daemon wrote down; nobody is told."""
+        self._replaying = True
+        try:
+            if record.kind == "tick":
+                self.tick(record.now)
+            elif record.kind == "absent":
+                self.absent(record.now, record.seconds)
+            else:
+                started = time.perf_counter()
+                message = decode(record.frames)
+                self.receive(b"", message, record.now)
+                self.count(message.kind, time.perf_counter() - started)
+        except WireError as error:
+            self.reject(error.reason, detail=f"a message in the journal: {error}")
+        finally:
+            self._replaying = False
+
+    def absent(self, now: float, seconds: float) -> None:
+        """Note that no daemon was there for so long, until now."""
+        self.keeper.absent(now, seconds)
+        for run in self._runs.values():
+            run.absent(now, seconds)
 
     # --- what is seen from outside ----------------------------------------------------------------------------------
 
@@ -219,7 +328,7 @@ class Hub:
             "messages_rejected_total": {(reason,): float(count) for reason, count in self._rejected.items()},
             "rule_errors_total": {(rule,): float(count) for rule, count in self.engine.rule_errors.items()},
         }
-        readings.update(self.alert_counts())
+        readings.update(self.outside())
         return readings
 
     def snapshot(self) -> Snapshot:
@@ -230,7 +339,9 @@ class Hub:
                 series = runs[alert.run].setdefault("alerts_firing", {})
                 key = (alert.name, alert.severity)
                 series[key] = series.get(key, 0.0) + 1
-        summaries = {"message_processing_seconds": {(kind,): value for kind, value in self._received.items()}}
+        summaries: dict[str, dict[Labels, tuple[int, float]]] = {
+            "message_processing_seconds": {(kind,): value for kind, value in self._received.items()}
+        }
         return Snapshot(runs, self.own_readings(), summaries)
 
     def alerts(self) -> list[Alert]:

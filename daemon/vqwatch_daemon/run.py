@@ -7,6 +7,7 @@ one step; the current value of every reading is in :attr:`Run.readings`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ from vqwatch_daemon.sections.usage import CodebookUse
 
 PATIENCE_SECONDS: Final = 1.0
 """How long a step waits for a rank that does not come."""
+
+RETURN_SECONDS: Final = 15.0
+"""How long ranks may take to come back after the daemon was away; steps wait for them so long."""
 
 
 class Update(NamedTuple):
@@ -44,6 +48,7 @@ class Run:
         self.layers: tuple[Layer, ...] = ()
         self._window = window
         self._delay = 0.0
+        self._returned_at = self._away_until = float("-inf")
         self.training = Training()
         self._build(())
 
@@ -129,8 +134,12 @@ class Run:
 
     def tick(self, now: float) -> list[Update]:
         """Return what time alone changes: silence, lag, standstill, and steps that waited long enough."""
-        overdue = self.training.overdue(now, PATIENCE_SECONDS)
-        overdue += [self._settled(*item) for item in self.use.overdue(now, PATIENCE_SECONDS)]
+        overdue: list[tuple[int, Readings]] = []
+        if self.ranks.returning and now - self._away_until < RETURN_SECONDS:
+            self._returned_at = now
+        if now - self._returned_at >= PATIENCE_SECONDS:
+            overdue += self.training.overdue(now, PATIENCE_SECONDS)
+            overdue += [self._settled(*item) for item in self.use.overdue(now, PATIENCE_SECONDS)]
         presence = self.ranks.readings(now)
         presence["message_delay_seconds"] = one(self._delay)
         state = self.ranks.state_name(now)
@@ -143,6 +152,48 @@ class Run:
     def usage(self) -> dict[str, NDArray[Any]]:
         """Return how often each code was used over the window, by layer."""
         return self.use.usage()
+
+    # --- outliving the daemon -----------------------------------------------------------------------------------------
+
+    def absent(self, now: float, seconds: float) -> None:
+        """Note that no daemon was there for ``seconds`` until ``now``: what nobody heard is not silence."""
+        self.ranks.absent(seconds)
+        self._away_until = now
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that a restarted daemon needs to go on exactly here, numbers, texts and arrays."""
+        return {
+            "started_at": self.started_at,
+            "delay": self._delay,
+            "returned_at": self._returned_at,
+            "away_until": self._away_until,
+            "layers": [asdict(layer) for layer in self.layers],
+            "readings": {
+                name: [[*labels, value] for labels, value in series.items()] for name, series in self.readings.items()
+            },
+            "ranks": self.ranks.state(),
+            "training": self.training.state(),
+            "use": self.use.state(),
+            "snapshots": self.snapshots.state(),
+            "evaluations": self.evaluations.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` returned; a run that was given anything before must not.
+
+        Raises KeyError, TypeError, ValueError or IndexError on what :meth:`state` never wrote.
+        """
+        self.started_at, self._delay = state["started_at"], state["delay"]
+        self._returned_at, self._away_until = state["returned_at"], state["away_until"]
+        self._build(tuple(Layer(**layer) for layer in state["layers"]))
+        self.readings = {
+            name: {tuple(labels): value for *labels, value in series} for name, series in state["readings"].items()
+        }
+        self.ranks.restore(state["ranks"])
+        self.training.restore(state["training"])
+        self.use.restore(state["use"])
+        self.snapshots.restore(state["snapshots"])
+        self.evaluations.restore(state["evaluations"])
 
 
 def _sizes(layers: tuple[Layer, ...]) -> list[tuple[str, int]]:

@@ -11,6 +11,7 @@ from types import FrameType
 
 from vqwatch_daemon import settings
 from vqwatch_daemon.app import Daemon
+from vqwatch_daemon.keeper import StateError
 from vqwatch_daemon.receiver import ReceiverError
 from vqwatch_rules import RuleError
 
@@ -28,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
             level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
         )
         daemon = Daemon(chosen)
-    except (settings.SettingsError, RuleError, ReceiverError, OSError) as error:
+    except (settings.SettingsError, RuleError, ReceiverError, StateError, OSError) as error:
         sys.stderr.write(f"vqwatch daemon: {error}\n")
         return 2
 

@@ -38,6 +38,9 @@ class Settings(BaseModel):
     alertmanager: list[str] = Field(default=[], description="URL of an Alertmanager; repeatable, all are told")
     external_url: str = Field(default="", description="where people reach the page, for links in alerts")
     state: Path | None = Field(default=None, description="directory that outlives the daemon: history and state")
+    snapshot_seconds: float = Field(
+        default=30, gt=0, le=3600, description="how often everything is written to the state directory as a whole"
+    )
     window: int = Field(default=100, ge=2, le=100_000, description="batches in the sliding window of code usage")
     max_runs: int = Field(default=64, ge=1, le=10_000, description="runs held at once; more are refused and counted")
     run_retention_seconds: float = Field(

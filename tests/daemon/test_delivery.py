@@ -100,6 +100,28 @@ def test_a_goodbye_closes_the_session_and_its_room_is_given_to_a_newcomer() -> N
     assert len(book) == 1
 
 
+def test_strangers_are_asked_once_until_it_is_time_to_ask_again() -> None:
+    book = Book("d")
+    assert book.receive(ROUTE, step(5)).replies == (Welcome("s", "d", 0),)
+    assert book.receive(ROUTE, step(6)).replies == ()
+    book.ask_again()
+    assert book.receive(ROUTE, step(6)).replies == (Welcome("s", "d", 0),)
+
+
+def test_a_stranger_is_not_asked_for_a_hello_that_would_be_refused() -> None:
+    book = Book("d", most=1)
+    greeted(book)
+    assert book.receive(ROUTE, step(5, session="t")).replies == ()
+
+
+def test_sessions_that_crashed_make_room_for_those_that_followed_them() -> None:
+    book = Book("d", most=3)
+    for life in range(10):
+        assert book.receive(ROUTE, Trainer(session=f"s{life}").hello()).apply
+    assert book.receive(ROUTE, Trainer(session="other", rank=1).hello()).apply
+    assert len(book) == 3
+
+
 def test_a_session_cannot_change_its_rank() -> None:
     book = Book("d")
     greeted(book)

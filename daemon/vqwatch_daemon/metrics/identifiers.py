@@ -5,8 +5,9 @@ not counted but sampled: :class:`IdentifierSample` keeps a recency-weighted rand
 the run. The same sample of joint codes serves the mutual information of layers (``between.py``).
 """
 
+from collections.abc import Mapping
 from math import exp, expm1, log
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,6 +153,21 @@ class IdentifierSample:
         """Take in a sample of another stream (a rank, a restart) with as many layers; both are taken to end now."""
         shift = self._decay * (self._position - other._position)
         self._insert(other._codes[: other._held], other._priorities[: other._held] - shift)
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of what is held, for :meth:`restore`."""
+        return {
+            "position": self._position,
+            "bound": self._bound,
+            "codes": self._codes[: self._held].copy(),
+            "priorities": self._priorities[: self._held].copy(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` of a sample of as many layers and the same capacity returned."""
+        held = len(state["priorities"])
+        self._codes[:held], self._priorities[:held] = state["codes"], state["priorities"]
+        self._held, self._position, self._bound = held, int(state["position"]), float(state["bound"])
 
     def compute(self) -> Identifiers:
         """Return what the sample says now."""

@@ -15,6 +15,7 @@ two states that are fed snapshot by snapshot (:class:`Survival`, :class:`Unrepla
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -190,6 +191,20 @@ class Survival:
         """Start counting anew without losing the codes that wait; for readings over a period."""
         self.judged = self.survived = 0
 
+    def state(self) -> dict[str, Any]:
+        """Return a copy of everything, for :meth:`restore`."""
+        return {
+            "judged": self.judged,
+            "survived": self.survived,
+            "born": self._born.copy(),
+            "used": self._used.copy(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` of as many codes returned."""
+        self._born[:], self._used[:] = state["born"], state["used"]
+        self.judged, self.survived = int(state["judged"]), int(state["survived"])
+
 
 class Unreplaced:
     """Codes that should have been replaced and were not; state for one layer of ``size`` codes.
@@ -225,6 +240,14 @@ class Unreplaced:
             return NAN
         overdue = expired & (step - self._since >= self.patience)
         return float(np.count_nonzero(overdue)) / sizes.size
+
+    def state(self) -> NDArray[np.int64]:
+        """Return a copy of since when each code has been expired, for :meth:`restore`."""
+        return self._since.copy()
+
+    def restore(self, state: NDArray[np.int64]) -> None:
+        """Take up what :meth:`state` of as many codes returned."""
+        self._since[:] = state
 
 
 def _expected(

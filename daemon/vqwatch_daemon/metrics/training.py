@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -79,6 +79,14 @@ class Smoothed:
             self._weight = self._weight * kept + 1.0
             self._step = step
         return self.value
+
+    def state(self) -> tuple[int | None, float, float]:
+        """Return everything that :meth:`restore` needs."""
+        return self._step, self._total, self._weight
+
+    def restore(self, state: Sequence[Any]) -> None:
+        """Take up what :meth:`state` returned."""
+        self._step, self._total, self._weight = state
 
 
 def slope(steps: Sequence[float], values: Sequence[float]) -> float:

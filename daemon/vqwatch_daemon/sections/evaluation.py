@@ -6,8 +6,9 @@ distance to the training window's usage is what hides behind assignments that ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +146,37 @@ class Evaluations:
         current.counts[rows, : taken.counts.shape[1]] += taken.counts
         if rows == list(range(len(self._rows))):
             current.identifiers.add(indices, self._rng, valid)
+
+    def state(self) -> dict[str, Any]:
+        """Return the passes that are under way, numbers and arrays."""
+        return {
+            "passes": [
+                {
+                    "name": name,
+                    "step": step,
+                    "counts": current.counts.copy(),
+                    "identifiers": current.identifiers.state(),
+                    "scores": {key: astuple(spread) for key, spread in current.scores.items()},
+                    "scalars": {key: astuple(spread) for key, spread in current.scalars.items()},
+                    "ranks": sorted(current.ranks),
+                    "ended": sorted(current.ended),
+                    "samples": current.samples,
+                }
+                for (name, step), current in self._passes.items()
+            ],
+            "random": self._rng.bit_generator.state,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` of the same layers returned."""
+        for raw in state["passes"]:
+            current = self._passes[raw["name"], raw["step"]] = self._begin()
+            current.counts[:] = raw["counts"]
+            current.identifiers.restore(raw["identifiers"])
+            current.scores = {key: Spread(*values) for key, values in raw["scores"].items()}
+            current.scalars = {key: Spread(*values) for key, values in raw["scalars"].items()}
+            current.ranks, current.ended, current.samples = set(raw["ranks"]), set(raw["ended"]), raw["samples"]
+        self._rng.bit_generator.state = state["random"]
 
     def _read(self, current: Pass, message: Evaluation, training: NDArray[np.int64]) -> Readings:
         series: dict[tuple[str, ...], float] = {}

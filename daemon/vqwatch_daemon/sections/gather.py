@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 PATIENCE_STEPS: Final = 16
 """A step that some rank has not reported is closed when another is this many steps ahead."""
@@ -18,7 +19,8 @@ class Gather:
     ([], [7], True)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience_steps: int = PATIENCE_STEPS) -> None:
+        self._patience_steps = patience_steps
         self._spoken: dict[int, set[int]] = {}
         self._since: dict[int, float] = {}
         self._done = -1
@@ -39,7 +41,7 @@ class Gather:
         spoken.add(rank)
         if len(spoken) >= live:
             return self._complete(step)
-        return self._complete(step - PATIENCE_STEPS)
+        return self._complete(step - self._patience_steps)
 
     def overdue(self, now: float, patience_seconds: float) -> list[int]:
         """Return the steps that have waited too long; they count as complete now."""
@@ -53,6 +55,17 @@ class Gather:
         if ready:
             self._done = max(self._done, ready[-1])
         return ready
+
+    def state(self) -> dict[str, Any]:
+        """Return what waits, fit for JSON."""
+        waiting = [[step, self._since[step], sorted(ranks)] for step, ranks in self._spoken.items()]
+        return {"done": self._done, "waiting": waiting}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` returned."""
+        self._done = int(state["done"])
+        self._spoken = {step: set(ranks) for step, _, ranks in state["waiting"]}
+        self._since = {step: since for step, since, _ in state["waiting"]}
 
     def rewind(self, step: int) -> None:
         """Training has gone back: steps from ``step`` on will come again."""

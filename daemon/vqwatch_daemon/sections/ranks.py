@@ -29,6 +29,8 @@ class Rank:
     first_step: int | None = None
     step: int = -1
     seen_at: float = 0.0
+    away: float = 0.0  # seconds since `seen_at` in which no daemon was there to hear it
+    returning: bool = False
     lost: int = 0
     overhead: float | None = None
     dropped: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -63,8 +65,8 @@ class Ranks:
                 rank.dropped_before[key] = rank.dropped_before.get(key, 0) + count
             rank.dropped = {}
             rank.session, rank.first_step = message.origin.session, None
-        rank.said_goodbye = False
-        rank.seen_at = now
+        rank.said_goodbye = rank.returning = False
+        rank.seen_at, rank.away = now, 0.0
         self.world_size = message.world_size
         self._count(now)
 
@@ -73,8 +75,8 @@ class Ranks:
         rank = self._ranks.get(number)
         if rank is None:
             return
-        was_silent = now - rank.seen_at > self._silent_seconds
-        rank.seen_at = now
+        was_silent = _silence(rank, now) > self._silent_seconds
+        rank.seen_at, rank.away, rank.returning = now, 0.0, False
         rank.lost += lost
         if was_silent:
             self._count(now)
@@ -134,7 +136,7 @@ class Ranks:
         self.live = sum(self._is_live(rank, now) for rank in self._ranks.values())
 
     def _is_live(self, rank: Rank, now: float) -> bool:
-        return not rank.said_goodbye and now - rank.seen_at <= self._silent_seconds
+        return not rank.said_goodbye and _silence(rank, now) <= self._silent_seconds
 
     @property
     def step_seconds(self) -> float | None:
@@ -181,7 +183,7 @@ class Ranks:
             readings["last_message_timestamp_seconds"][label,] = rank.seen_at
             readings["messages_lost_total"][label,] = rank.lost
             if not rank.said_goodbye:
-                readings["rank_silent_seconds"][label,] = max(0.0, now - rank.seen_at)
+                readings["rank_silent_seconds"][label,] = max(0.0, _silence(rank, now))
                 readings["rank_lag_steps"][label,] = furthest - rank.step
             if rank.overhead is not None:
                 readings["emitter_overhead_ratio"][label,] = rank.overhead
@@ -194,7 +196,8 @@ class Ranks:
         open_sessions = any(not rank.said_goodbye for rank in self._ranks.values())
         usual = self.step_seconds
         if usual is not None and self._latest is not None and open_sessions:
-            readings["stalled_ratio"] = one(stalled_ratio(now - self._latest[2], usual))
+            number, _, seconds = self._latest
+            readings["stalled_ratio"] = one(stalled_ratio(now - seconds - self._ranks[number].away, usual))
             readings["steps_per_second"] = one(1 / usual)
         else:
             readings["stalled_ratio"] = readings["steps_per_second"] = {}
@@ -202,7 +205,7 @@ class Ranks:
 
     def _is_gone(self, rank: Rank, now: float) -> bool:
         patience = max(GONE_SECONDS, GONE_STEPS * (self.step_seconds or 0.0))
-        return not rank.said_goodbye and now - rank.seen_at > patience
+        return not rank.said_goodbye and _silence(rank, now) > patience
 
     def state(self) -> dict[str, Any]:
         """Return what a restarted daemon needs, fit for JSON."""
@@ -218,6 +221,8 @@ class Ranks:
                     "first_step": rank.first_step,
                     "step": rank.step,
                     "seen_at": rank.seen_at,
+                    "away": rank.away,
+                    "returning": rank.returning,
                     "lost": rank.lost,
                     "overhead": rank.overhead,
                     "dropped": [[*key, count] for key, count in rank.dropped.items()],
@@ -230,8 +235,8 @@ class Ranks:
             },
         }
 
-    def restore(self, state: Mapping[str, Any], now: float) -> None:
-        """Take up what :meth:`state` returned; silence is counted from now."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` returned."""
         self.world_size = state["world_size"]
         self._era, self._rewound_to = state["era"], state["rewound_to"]
         self._intervals.extend(state["intervals"])
@@ -241,4 +246,20 @@ class Ranks:
             for key in ("dropped", "dropped_before"):
                 fields[key] = {(kind, reason): count for kind, reason, count in fields[key]}
             self._ranks[int(number)] = Rank(**fields)
-        self._count(now)
+        self._count(self.seen_at)
+
+    def absent(self, seconds: float) -> None:
+        """Note that the daemon was not there for so long: what it could not hear is not silence."""
+        for rank in self._ranks.values():
+            if not rank.said_goodbye:
+                rank.away += seconds
+                rank.returning = True
+
+    @property
+    def returning(self) -> bool:
+        """Whether some rank was not heard of yet since the daemon was away."""
+        return any(rank.returning for rank in self._ranks.values())
+
+
+def _silence(rank: Rank, now: float) -> float:
+    return now - rank.seen_at - rank.away

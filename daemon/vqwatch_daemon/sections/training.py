@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -17,6 +17,9 @@ from vqwatch_daemon.sections.gather import Gather
 TREND_READINGS: Final = 100
 TREND_EVERY: Final = 10
 """Steps between two fits of the trend, and readings that it is fitted to."""
+
+WAITING_STEPS: Final = 4096
+"""Steps that may wait for a rank: many, for ranks that come back after the daemon was away replay one after another."""
 
 RECONSTRUCTION_NAMES: Final = ("recon*", "rec", "rec_*")
 VQ_NAMES: Final = ("vq*", "commit*", "quant*")
@@ -47,13 +50,25 @@ class _Mean:
             for group, entries in self._sums.items()
         }
 
+    def state(self) -> list[list[Any]]:
+        return [
+            [group, name, total, self._counts[group, name]]
+            for group, entries in self._sums.items()
+            for name, total in entries.items()
+        ]
+
+    def restore(self, state: Iterable[Sequence[Any]]) -> None:
+        for group, name, total, count in state:
+            self._sums.setdefault(group, {})[name] = total
+            self._counts[group, name] = count
+
 
 class Training:
     """What the scalars of a run's steps say, merged over ranks."""
 
     def __init__(self) -> None:
         self._layers: tuple[str, ...] = ()
-        self._gather = Gather()
+        self._gather = Gather(WAITING_STEPS)
         self._means: dict[int, _Mean] = {}
         self._smoothed: dict[str, training.Smoothed] = {}
         self._trend: dict[str, deque[tuple[int, float]]] = {}
@@ -161,13 +176,29 @@ class Training:
         self._trend.clear()
 
     def state(self) -> dict[str, Any]:
-        """Return the counters, which must never go back, fit for JSON."""
-        return {"nonfinite": dict(self._nonfinite), "steps": self._steps}
+        """Return counters, trends and the steps that wait for ranks, fit for JSON."""
+        return {
+            "nonfinite": dict(self._nonfinite),
+            "steps": self._steps,
+            "gather": self._gather.state(),
+            "means": [[step, mean.state()] for step, mean in self._means.items()],
+            "smoothed": {name: series.state() for name, series in self._smoothed.items()},
+            "trend": {name: list(points) for name, points in self._trend.items()},
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state` returned."""
         self._nonfinite = {name: int(count) for name, count in state["nonfinite"].items()}
         self._steps = int(state["steps"])
+        self._gather.restore(state["gather"])
+        for step, raw in state["means"]:
+            self._means[step] = _Mean()
+            self._means[step].restore(raw)
+        for name, raw in state["smoothed"].items():
+            self._smoothed[name] = training.Smoothed()
+            self._smoothed[name].restore(raw)
+        for name, points in state["trend"].items():
+            self._trend[name] = deque(map(tuple, points), maxlen=TREND_READINGS)
 
 
 def _values(message: Step) -> _Values:

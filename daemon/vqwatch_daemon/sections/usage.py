@@ -7,6 +7,7 @@ under a millisecond. Comparing layers with each other costs more and comes every
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -170,3 +171,28 @@ class CodebookUse:
         self._utilization = deque(
             (item for item in self._utilization if item[0] < step), maxlen=self._utilization.maxlen
         )
+
+    def state(self) -> dict[str, Any]:
+        """Return the window and everything beside it, numbers and arrays."""
+        return {
+            "window": self.window.state(),
+            "gather": self._gather.state(),
+            "totals": self._totals.copy(),
+            "parts": [[*key, came] for key, came in self._parts.items()],
+            "utilization": [[step, values] for step, values in self._utilization],
+            "identifiers": self._identifiers.state(),
+            "random": self._rng.bit_generator.state,
+            "updates": self.updates,
+            "tokens_per_step": self.tokens_per_step,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` of the same layers returned."""
+        self.window.restore(state["window"])
+        self._gather.restore(state["gather"])
+        self._totals[:] = state["totals"]
+        self._parts = {(rank, step): came for rank, step, came in state["parts"]}
+        self._utilization.extend((step, values) for step, values in state["utilization"])
+        self._identifiers.restore(state["identifiers"])
+        self._rng.bit_generator.state = state["random"]
+        self.updates, self.tokens_per_step = state["updates"], state["tokens_per_step"]
