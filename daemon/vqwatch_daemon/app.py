@@ -38,6 +38,7 @@ from vqwatch_daemon.keeper import Keeper
 from vqwatch_daemon.readings import Readings, copy
 from vqwatch_daemon.receiver import Receiver
 from vqwatch_daemon.settings import Settings, split_address
+from vqwatch_daemon.sinks import Sinks
 from vqwatch_daemon.web import RunView, Server, create_app
 from vqwatch_rules import Alert, Engine, Transition, load, runbooks
 
@@ -46,6 +47,7 @@ _log = logging.getLogger(__name__)
 TICK_SECONDS: Final = 1.0
 IDLE_WAIT_SECONDS: Final = 0.1
 CLOSE_SECONDS: Final = 5.0
+SINKS_CLOSE_SECONDS: Final = 10.0
 
 
 class Daemon:
@@ -86,6 +88,9 @@ class Daemon:
         self.alertmanagers = Alertmanagers(settings.alertmanager, generator_url=f"{self.url.rstrip('/')}/")
         self._resources.callback(self.alertmanagers.close, CLOSE_SECONDS)
         self.keeper = None if settings.state is None else self._resume(settings.state, settings.snapshot_seconds)
+        self.sinks = Sinks.of(settings)
+        self._resources.callback(self.sinks.close, SINKS_CLOSE_SECONDS)
+        self.hub.observers.append(self.sinks)
         self.hub.outside = self._outside
         self.receiver = Receiver(
             settings.listen,
@@ -175,6 +180,7 @@ class Daemon:
         state: Readings = {} if keeper is None else keeper.readings()
         return {
             **state,
+            **self.sinks.own_readings(),
             "alerts_sent_total": {(name,): float(count.sent) for name, count in counts.items()},
             "alert_delivery_failures_total": {(name,): float(count.failures) for name, count in counts.items()},
         }

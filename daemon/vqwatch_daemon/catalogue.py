@@ -739,9 +739,41 @@ _SIDECAR = (
     ),
 )
 
+_SINKS = (
+    Metric(
+        "sink_written_total",
+        "sidecar",
+        "records",
+        ("sink",),
+        "Records that a sink (wandb, tensorboard, mlflow, jsonl) has written.",
+        kind="counter",
+        per_run=False,
+    ),
+    Metric(
+        "sink_dropped_total",
+        "sidecar",
+        "records",
+        ("sink", "reason"),
+        "Records that a sink never got: its queue was full, it refused them, or the daemon closed first.",
+        kind="counter",
+        per_run=False,
+    ),
+    Metric(
+        "sink_failures_total",
+        "sidecar",
+        "failures",
+        ("sink",),
+        "How often a sink failed, hung or died, and was begun again.",
+        kind="counter",
+        per_run=False,
+    ),
+    Metric("sink_queue_records", "sidecar", "records", ("sink",), "Records that wait for a sink.", per_run=False),
+    Metric("sink_up", "sidecar", "bool", ("sink",), "1 while a sink's process is at work.", per_run=False),
+)
+
 CATALOGUE: Final[Mapping[str, Metric]] = {
     metric.name: metric
-    for group in (_CODEBOOK, _LAYERS, _EMA, _RECONSTRUCTION, _TRAINING, _EVALUATION, _SIDECAR)
+    for group in (_CODEBOOK, _LAYERS, _EMA, _RECONSTRUCTION, _TRAINING, _EVALUATION, _SIDECAR, _SINKS)
     for metric in group
 }
 

@@ -13,6 +13,7 @@ from vqwatch_daemon import settings
 from vqwatch_daemon.app import Daemon
 from vqwatch_daemon.keeper import StateError
 from vqwatch_daemon.receiver import ReceiverError
+from vqwatch_daemon.sinks import missing_library
 from vqwatch_rules import RuleError
 
 
@@ -28,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
         logging.basicConfig(
             level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
         )
+        if missing := [text for text in map(missing_library, chosen.sinks) if text]:
+            raise settings.SettingsError("; ".join(missing))
         daemon = Daemon(chosen)
     except (settings.SettingsError, RuleError, ReceiverError, StateError, OSError) as error:
         sys.stderr.write(f"vqwatch daemon: {error}\n")

@@ -46,9 +46,27 @@ class Settings(BaseModel):
     run_retention_seconds: float = Field(
         default=3600, gt=0, description="how long a run that ended or fell silent keeps its series"
     )
+    wandb: str = Field(default="", description="write to this Weights & Biases project, or ENTITY/PROJECT")
+    tensorboard: Path | None = Field(default=None, description="write TensorBoard event files below this directory")
+    mlflow: str = Field(default="", description="write to this MLflow tracking server or store")
+    jsonl: Path | None = Field(default=None, description="append everything to this file as JSON lines")
+    sink_interval_seconds: float = Field(
+        default=1, ge=0, le=3600, description="one value of a metric in so many seconds goes to these four; 0: every one"
+    )
     allow_stop: bool = Field(default=False, description="let rules with `action: stop` ask the training to end")
     insecure_tcp: bool = Field(default=False, description="accept tcp:// beyond loopback without keys")
     log_level: str = Field(default="info", description="debug, info, warning or error")
+
+    @property
+    def sinks(self) -> dict[str, str]:
+        """The sinks asked for: kind -> where it writes to."""
+        targets = {
+            "wandb": self.wandb,
+            "tensorboard": str(self.tensorboard or ""),
+            "mlflow": self.mlflow,
+            "jsonl": str(self.jsonl or ""),
+        }
+        return {kind: target for kind, target in targets.items() if target}
 
     @field_validator("http")
     @classmethod
