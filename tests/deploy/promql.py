@@ -40,4 +40,5 @@ def metric_names(expression: str) -> set[str]:
 def misnamed(expression: str, foreign: Collection[str] = ()) -> set[str]:
     """Return the names that neither the catalogue has nor ``foreign`` allows."""
     ours = {metric.exposed_name for metric in CATALOGUE.values()}
+    ours |= {f"{m.exposed_name}_{part}" for m in CATALOGUE.values() if m.kind == "summary" for part in ("sum", "count")}
     return {name for name in metric_names(expression) if name not in ours and name not in foreign}
