@@ -29,6 +29,10 @@ COMPARE_EVERY: Final = 10
 RELATE_EVERY: Final = 200
 """Steps with codes between two estimates of the mutual information of layers; a multiple of :data:`COMPARE_EVERY`."""
 
+SMALL_BATCH: Final = 2048
+LARGE_BATCH_EVERY: Final = 4
+"""Batches of more vectors than this offer their identifiers to the sample only every so many steps."""
+
 SLOPE_READINGS: Final = 100
 """Utilization readings that the slope is fitted to."""
 
@@ -81,7 +85,7 @@ class CodebookUse:
         repeats = count_repeats(indices, mask)
         if not self.window.add(message.step, rows, taken.counts, repeats):
             raise Refused("late", f"codes of step {message.step} have left the window")
-        if len(rows) == len(self._names):
+        if len(rows) == len(self._names) and (indices[0].size <= SMALL_BATCH or self.updates % LARGE_BATCH_EVERY == 0):
             self._identifiers.add(indices if rows == sorted(rows) else indices[np.argsort(rows)], self._rng, mask)
         self._totals[0, rows] += taken.counts.sum(axis=1)
         self._totals[1, rows] += taken.ignored
@@ -116,7 +120,6 @@ class CodebookUse:
         readings = {name: self._series(value) for name, value in values.items()}
         readings.update((name, one(value)) for name, value in usage.across_layers(values).items())
         assigned, ignored, invalid = self._totals
-        readings["codebook_alive_codes_estimate"] = self._series(codebook.alive_codes(counts, sizes))
         readings["codebook_assignments_total"] = self._series(assigned)
         readings["codebook_ignored_assignments_total"] = self._series(ignored)
         readings["codebook_invalid_assignments_total"] = self._series(invalid)
@@ -136,7 +139,8 @@ class CodebookUse:
 
     def _between(self) -> Readings:
         """Compare the layers: by their counts often, by the codes that one vector got from each of them seldom."""
-        readings: Readings = {}
+        alive = codebook.alive_codes(self.window.counts, self._sizes)
+        readings: Readings = {"codebook_alive_codes_estimate": self._series(alive)}
         if len(self._names) > 1:
             correlation = between.usage_correlation(self.window.counts, self._sizes)
             readings["codebook_usage_correlation"] = self._matrix(correlation)
