@@ -9,6 +9,7 @@ thousands. Sources are parsed, never imported. Nothing here depends on the seed 
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import sys
@@ -97,7 +98,7 @@ def load() -> tuple[Corpus, Corpus]:
     try:
         with np.load(cache, allow_pickle=False) as stored:
             features, lengths = stored["features"], stored["lengths"]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         documents = read_library()
         features = featurize([sentence for document in documents for sentence in document])
         lengths = np.array([len(document) for document in documents])
@@ -128,7 +129,8 @@ def _write_cache(path: Path, features: Array, lengths: npt.NDArray[np.int64]) ->
             np.savez(file, features=features, lengths=lengths)
         partial.replace(path)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def pad(windows: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
