@@ -38,7 +38,7 @@ SNAPSHOT = {
     "ema_revivals_per_step": 0.1,
     "ema_revival_churn_ratio": 0.001,
     "ema_threshold_to_uniform_ratio": 0.1,
-    "ema_expired_codes": 3.0,
+    "ema_unreplaced_ratio": 0.0,
     "codebook_norm_to_latent_ratio": 0.9,
     "codebook_rank_divergence_ratio": 0.0,
     "codebook_reinitialised_ratio": 0.0,

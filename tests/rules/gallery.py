@@ -39,9 +39,11 @@ PER_LAYER = {
     "codebook_embedding_variance": 0.4,
     "ema_revivals_per_step": 0.2,
     "ema_revived_codes_total": 50.0,
+    "ema_revivals_exact": 1.0,
     "ema_revival_churn_ratio": 0.001,
     "ema_threshold_to_uniform_ratio": 0.12,
     "ema_expired_codes": 3.0,
+    "ema_unreplaced_ratio": 0.0,
     "ema_revival_survival_ratio": 0.9,
     "codebook_norm_to_latent_ratio": 0.8,
     "codebook_rank_divergence_ratio": 0.0,
@@ -138,14 +140,8 @@ def _cases() -> Iterator[Case]:
     yield Case("VqRevivalChurn", "critical", {churn: 0.6}, {churn: 0.3}, where=layer)
     threshold = "ema_threshold_to_uniform_ratio"
     yield Case("VqReplacementThresholdTooHigh", "warning", {threshold: 1.0}, {threshold: 0.5}, where=layer)
-    yield Case(
-        "VqReplacementNoOp",
-        "warning",
-        {"ema_expired_codes": 30.0, revivals: 0.0},
-        {"ema_expired_codes": 30.0, revivals: 0.5},
-        210,
-        where=layer,
-    )
+    kept = "ema_unreplaced_ratio"
+    yield Case("VqReplacementNoOp", "warning", {kept: 0.2}, {kept: 0.05}, 110, where=layer)
     survival = "ema_revival_survival_ratio"
     yield Case("VqRevivedCodesDie", "warning", {survival: 0.1}, {survival: 0.2}, 110, where=layer)
     norm = "codebook_norm_to_latent_ratio"
@@ -154,7 +150,8 @@ def _cases() -> Iterator[Case]:
     yield Case("VqRanksDrift", "warning", {drift: 0.02}, {drift: 0.01}, where=layer)
     yield Case("VqRanksDrift", "critical", {drift: 0.2}, {drift: 0.1}, where=layer)
     again = "codebook_reinitialised_ratio"
-    yield Case("VqCodebookReinitialised", "critical", {again: 0.9}, {again: 0.5}, 3, where=layer)
+    first = (again, ("0",))
+    yield Case("VqCodebookReinitialised", "critical", {again: 0.9, first: 0.8}, {again: 0.9}, 3)
     twins = "codebook_near_duplicate_ratio"
     yield Case("VqNearDuplicateCodes", "warning", {twins: 0.4}, {twins: 0.25}, 110, where=layer)
     gain = "residual_gain_db"
@@ -216,7 +213,7 @@ def _cases() -> Iterator[Case]:
     labels = {"rank": "0", "kind": "codes", "reason": "backlog"}
     yield Case("VqEmitterDropping", "warning", {dropped: _ramp(7, 10)}, {dropped: _ramp(7, 0.5)}, 60, where=labels)
     overhead = ("emitter_overhead_ratio", ("0",))
-    yield Case("VqEmitterOverheadHigh", "warning", {overhead: 0.05}, {overhead: 0.02}, 70, where={"rank": "0"})
+    yield Case("VqEmitterOverheadHigh", "warning", {overhead: 0.2}, {overhead: 0.1}, 70, where={"rank": "0"})
     lost = ("messages_lost_total", ("0",))
     yield Case("VqMessagesLost", "warning", {lost: 4.0}, {}, 20, where={"rank": "0"})
     seen = ("codebook_window_samples", ("1",))
@@ -246,7 +243,7 @@ def world(step: int, changes: Mapping[str | Key, Value], sick_for: int | None) -
     # A ripple of some thousandths: nothing real is constant.
     ripple = 1.0 + 0.001 * ((step * 7) % 5 - 2)
     for key, value in values.items():
-        if not key[0].endswith(("_total", "_size", "_info", "_ratio", "_updates", "step")):
+        if not key[0].endswith(("_total", "_size", "_info", "_ratio", "_updates", "_exact", "step")):
             values[key] = value * ripple
     if sick_for is not None:
         for given, change in changes.items():
