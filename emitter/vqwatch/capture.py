@@ -24,33 +24,34 @@ if TYPE_CHECKING:
 Key = tuple[str, ...]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Item:
-    """An array to take: one source of its shape, or one source for each row of its first axis."""
+    """An array to take: from ``count`` sources, one of its shape or, where ``rows``, one for each row.
+
+    ``kind`` is the schedule's; ``on_host`` tells where the sources are.
+    """
 
     key: Key
     kind: str
-    sources: Sequence[Host | torch.Tensor]
     shape: tuple[int, ...]
     dtype: str
-
-    @property
-    def nbytes(self) -> int:
-        """Return how many bytes the array has on the wire."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
-
-    @property
-    def on_host(self) -> bool:
-        """Return whether all sources are in host memory; raises :class:`Refused` where only some are."""
-        count = sum(isinstance(source, Host) for source in self.sources)
-        if count not in (0, len(self.sources)):
-            raise Refused("device", f"{'/'.join(self.key)} is partly on the host and partly on a device")
-        return count > 0
+    count: int
+    rows: bool
+    on_host: bool
+    nbytes: int
 
 
-def of_host(item: Item, later: bool) -> Tensor:
+def item_of(key: Key, kind: str, sources: Sequence[Host | torch.Tensor], shape: tuple[int, ...], dtype: str) -> Item:
+    """Return the item that these sources make. Raises :class:`Refused` where only some are on the host."""
+    hosts = sum(isinstance(source, Host) for source in sources)
+    if hosts not in (0, len(sources)):
+        raise Refused("device", f"{'/'.join(key)} is partly on the host and partly on a device")
+    rows = len(sources) != 1 or tuple(sources[0].shape) != shape
+    return Item(key, kind, shape, dtype, len(sources), rows, hosts > 0, math.prod(shape) * ITEM_BYTES[dtype])
+
+
+def of_host(item: Item, sources: Sequence[Any], later: bool) -> Tensor:
     """Return a host item's data: a copy where it will be sent later or without a copy, else the memory itself."""
-    sources: Any = item.sources
     return gather(sources, item.shape, item.dtype, owned=later or item.nbytes >= ZERO_COPY_BYTES)
 
 
@@ -62,9 +63,19 @@ class Capture:
         self._staging: Staging | None = None
 
     @property
+    def staging(self) -> Staging | None:
+        """Return the staging, None before any CUDA tensor was given."""
+        return self._staging
+
+    @property
     def staged_bytes(self) -> int:
-        """Return the device memory taken for staging; as much is pinned on the host."""
-        return self._staging.allocated_bytes if self._staging is not None else 0
+        """Return the device memory taken for staging; at least as much is pinned on the host."""
+        return self._staging.device_bytes if self._staging is not None else 0
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Return the pinned host memory taken for staging."""
+        return self._staging.pinned_bytes if self._staging is not None else 0
 
     def blocked(self) -> bool:
         """Return whether a CUDA graph is being captured on the current stream, in which nothing may be done."""
@@ -73,12 +84,15 @@ class Capture:
             return False
         return bool(torch.cuda.is_current_stream_capturing())
 
-    def enqueue(self, scalars: Sequence[torch.Tensor], items: Sequence[Item]) -> Slot:
-        """Begin to copy device numbers and arrays; the slot tells when they have arrived. Raises :class:`Refused`."""
+    def enqueue(
+        self, scalars: Sequence[torch.Tensor], items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any
+    ) -> Slot:
+        """Begin to copy device numbers and arrays; the slot tells when they have arrived. Raises :class:`Refused`.
+
+        ``plan`` is something hashable that says which items these are, of which dtypes they come, and how many numbers.
+        """
         if self._staging is None:
             from .staging import Staging
 
-            first = scalars[0] if scalars else items[0].sources[0]
-            assert not isinstance(first, Host)
-            self._staging = Staging(first.device, self._staging_bytes)
-        return self._staging.take(scalars, items)
+            self._staging = Staging((scalars[0] if scalars else sources[0]).device, self._staging_bytes)
+        return self._staging.take(scalars, items, sources, plan)

@@ -16,7 +16,7 @@ import numpy as np
 from . import codes as code_reader
 from . import sampling, schedule
 from .arrays import Host, Refused, take, wire_dtype
-from .capture import Item, Key
+from .capture import Item, Key, item_of
 from .complaints import Complaints
 from .gradients import Gradients, Sketcher, by_module
 from .scalars import ENERGY, LOSS, MODULE, NORM, RATE, Scalars, learning_rates
@@ -34,13 +34,26 @@ LATENT_ROWS: Final = 64
 """Vectors of a layer's input that travel with a codebook snapshot."""
 
 Array = Any
-Build = Callable[[Mapping[Key, Tensor], int], Message]
+Build = Callable[["Entry", int], Message]
+"""Makes a message of an entry that has arrived, and the message's number."""
 
 
 class Entry:
     """What one call of ``step`` has to tell, on its way from the tensors to the socket."""
 
-    __slots__ = ("costs", "items", "modules", "outgoing", "rows", "scalars", "slot", "step", "tensors", "time_ns")
+    __slots__ = (
+        "costs",
+        "items",
+        "modules",
+        "outgoing",
+        "rows",
+        "scalars",
+        "slot",
+        "sources",
+        "step",
+        "tensors",
+        "time_ns",
+    )
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -48,11 +61,17 @@ class Entry:
         self.scalars = Scalars()
         self.rows: dict[str, int] = {}
         self.items: list[Item] = []
+        self.sources: list[Any] = []
         self.outgoing: list[tuple[str, Build]] = []
         self.tensors: dict[Key, Tensor] = {}
         self.modules: list[str] = []
         self.slot: Slot | None = None
         self.costs: dict[str, float] = {}
+
+    def take(self, key: Key, kind: str, sources: Sequence[Any], shape: tuple[int, ...], dtype: str) -> None:
+        """Note an array to take. Raises :class:`Refused` where its sources are in two places."""
+        self.items.append(item_of(key, kind, sources, shape, dtype))
+        self.sources.extend(sources)
 
     @property
     def arrived(self) -> bool:
@@ -105,17 +124,18 @@ class Collector:
         self._gradients = Gradients(model) if model is not None else None
         self._sketcher = Sketcher() if ranks > 1 else None
         self._leads = origin.rank == 0
-        self._tapped: list[tuple[str, torch.Tensor]] = []
-        self._norms: dict[str, tuple[Any, int]] = {}
+        self.tapped: list[tuple[str, torch.Tensor]] = []
+        self.norms: dict[str, tuple[Any, int]] = {}
         self._latents: dict[str, Any] = {}
         self._turn = 0
+        self.wants_codes = True
 
     # --- the tap: called by hooks in the forward pass -----------------------------------------------------------------
 
     def codes(self, layer: str, indices: torch.Tensor) -> None:
         """Take a layer's codes of one forward pass."""
-        if len(self._tapped) < 4096:  # forwards without step(): somebody trains on without us
-            self._tapped.append((layer, indices))
+        if len(self.tapped) < 4096:  # forwards without step(): somebody trains on without us
+            self.tapped.append((layer, indices))
 
     def residual(self, layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
         """Take the energy before the first layer and after each, as norms that stay on their device."""
@@ -135,17 +155,17 @@ class Collector:
                 return
             if self.wants_energies:
                 norm = torch.linalg.vector_norm
-                if "" not in self._norms:
-                    self._norms[""] = (norm(before, dtype=torch.float32), count)
-                self._norms[layer] = (norm(after, dtype=torch.float32), count)
+                if "" not in self.norms:
+                    self.norms[""] = (norm(before, dtype=torch.float32), count)
+                self.norms[layer] = (norm(after, dtype=torch.float32), count)
             if self.wants_latents and before.shape[-1] > 1:
                 vectors = before.detach().reshape(-1, before.shape[-1])
                 self._latents[layer] = vectors[:: max(1, -(-count // LATENT_ROWS))].clone()
 
     def forget(self) -> None:
         """Forget what the hooks told: the step that they belong to is not observed."""
-        self._tapped = []
-        self._norms = {}
+        self.tapped = []
+        self.norms = {}
         self._latents = {}
 
     def expect(self, energies: bool, latents: bool) -> None:
@@ -157,12 +177,14 @@ class Collector:
     # --- one step -----------------------------------------------------------------------------------------------------
 
     def collect(
-        self, entry: Entry, due: set[str], *, losses: Any, codes: Any, original: Any, reconstructed: Any, mask: Any,
-        grad_norm: Any, lr: Any,
-    ) -> None:  # fmt: skip
-        """Fill the entry with what is due."""
-        tapped, self._tapped = self._tapped, []
-        self._take_scalars(entry, losses, grad_norm, lr)
+        self, entry: Entry, due: frozenset[str], *, losses: Any, codes: Any, original: Any, reconstructed: Any,
+        mask: Any, grad_norm: Any, lr: Any,
+    ) -> list[tuple[str, torch.Tensor]]:  # fmt: skip
+        """Fill the entry with what is due; return what hooks told of codes."""
+        tapped, self.tapped = self.tapped, []
+        self.wants_codes = codes is None
+        rates = self._try("lr", learning_rates, self._optimizer, lr) or {}
+        self._take_scalars(entry, losses, grad_norm, rates)
         checked_mask = self._try("mask", take, mask, "mask") if mask is not None else None
         mask_fits = False
         if schedule.CODES in due:
@@ -189,6 +211,7 @@ class Collector:
         self._latents = {}
         if self._gradients is not None and schedule.GRADIENTS in due:
             self._timed(entry, schedule.GRADIENTS, self._take_gradients, entry)
+        return tapped
 
     def _try(self, kind: str, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -205,7 +228,7 @@ class Collector:
         entry.costs[kind] = entry.costs.get(kind, 0.0) + time.perf_counter() - started
         return result
 
-    def _take_scalars(self, entry: Entry, losses: Any, grad_norm: Any, lr: Any) -> None:
+    def _take_scalars(self, entry: Entry, losses: Any, grad_norm: Any, rates: Mapping[str, Any]) -> None:
         scalars = entry.scalars
         if losses is not None:
             named = losses.items() if isinstance(losses, Mapping) else [("total", losses)]
@@ -213,13 +236,13 @@ class Collector:
                 self._try("losses", scalars.add, LOSS, str(name), value)
         if grad_norm is not None:
             self._try("grad_norm", scalars.add, NORM, "", grad_norm)
-        for name, value in (self._try("lr", learning_rates, self._optimizer, lr) or {}).items():
+        for name, value in rates.items():
             self._try("lr", scalars.add, RATE, name, value)
-        if self._norms:
-            for layer, (norm, count) in self._norms.items():
+        if self.norms:
+            for layer, (norm, count) in self.norms.items():
                 self._try(schedule.ENERGIES, scalars.add, ENERGY, layer, norm)
                 entry.rows[layer] = count
-            self._norms = {}
+            self.norms = {}
 
     def _take_codes(self, entry: Entry, codes: Any, tapped: list[tuple[str, Any]], mask: Any) -> bool:
         if codes is not None:
@@ -229,23 +252,22 @@ class Collector:
         fitted = False
         for index, part in enumerate(parts):
             key = ("codes", str(index))
-            entry.items.append(Item(key, schedule.CODES, part.sources, part.shape, part.dtype))
+            entry.take(key, schedule.CODES, part.sources, part.shape, part.dtype)
             mask_key: Key | None = None
             shape = part.shape[1:]
             fitting = _fitting(mask, shape) if mask is not None else None
             if fitting is not None:
                 mask_key = (*key, "mask")
-                entry.items.append(Item(mask_key, schedule.CODES, [fitting], shape, wire_dtype(mask)))
+                entry.take(mask_key, schedule.CODES, [fitting], shape, wire_dtype(mask))
                 fitted = True
-            entry.outgoing.append(("codes", partial(self._codes_message, entry, part.layers, index, key, mask_key)))
+            entry.outgoing.append(("codes", partial(self._codes_message, part.layers, index, key, mask_key)))
         return fitted
 
     def _codes_message(
-        self, entry: Entry, layers: tuple[str, ...], part: int, key: Key, mask_key: Key | None,
-        tensors: Mapping[Key, Tensor], seq: int,
-    ) -> Message:  # fmt: skip
-        mask = tensors.get(mask_key) if mask_key is not None else None
-        return Codes(self._origin, seq, entry.time_ns, entry.step, layers, tensors[key], mask, part)
+        self, layers: tuple[str, ...], part: int, key: Key, mask_key: Key | None, entry: Entry, seq: int
+    ) -> Message:
+        mask = entry.tensors.get(mask_key) if mask_key is not None else None
+        return Codes(self._origin, seq, entry.time_ns, entry.step, layers, entry.tensors[key], mask, part)
 
     def _take_reconstruction(self, entry: Entry, original: Any, reconstructed: Any, mask: Any) -> bool:
         pair = [take(original, "original"), take(reconstructed, "reconstructed")]
@@ -263,16 +285,17 @@ class Collector:
         for name, value, dtype in zip(("original", "reconstructed"), pair, dtypes, strict=True):
             part = _sliced(value, chosen)
             key = ("reconstruction", name)
-            entry.items.append(Item(key, schedule.RECONSTRUCTION, [part], tuple(part.shape), dtype))
+            entry.take(key, schedule.RECONSTRUCTION, [part], tuple(part.shape), dtype)
         fitting = _fitting(mask, shape[:-1]) if mask is not None else None
         if fitting is not None:
             part = _sliced(fitting, chosen[: len(shape) - 1])
             key = ("reconstruction", "mask")
-            entry.items.append(Item(key, schedule.RECONSTRUCTION, [part], tuple(part.shape), wire_dtype(mask)))
-        entry.outgoing.append(("reconstruction", partial(self._reconstruction_message, entry)))
+            entry.take(key, schedule.RECONSTRUCTION, [part], tuple(part.shape), wire_dtype(mask))
+        entry.outgoing.append(("reconstruction", self._reconstruction_message))
         return fitting is not None
 
-    def _reconstruction_message(self, entry: Entry, tensors: Mapping[Key, Tensor], seq: int) -> Message:
+    def _reconstruction_message(self, entry: Entry, seq: int) -> Message:
+        tensors = entry.tensors
         return Reconstruction(
             self._origin, seq, entry.time_ns, entry.step, tensors["reconstruction", "original"],
             tensors["reconstruction", "reconstructed"], tensors.get(("reconstruction", "mask")),
@@ -297,12 +320,12 @@ class Collector:
                     continue
                 kind = schedule.CLUSTERS if field == "cluster_size" else schedule.CODEBOOKS
                 keys.append(("codebooks", name, field))
-                entry.items.append(Item(keys[-1], kind, [taken], tuple(taken.shape), wire_dtype(taken)))
+                entry.take(keys[-1], kind, [taken], tuple(taken.shape), wire_dtype(taken))
         if keys:
-            entry.outgoing.append(("codebooks", partial(self._codebooks_message, entry, keys)))
+            entry.outgoing.append(("codebooks", partial(self._codebooks_message, keys)))
 
-    def _codebooks_message(self, entry: Entry, keys: list[Key], tensors: Mapping[Key, Tensor], seq: int) -> Message:
-        there = {(key[1], key[2]): tensors[key] for key in keys if key in tensors}
+    def _codebooks_message(self, keys: list[Key], entry: Entry, seq: int) -> Message:
+        there = {(key[1], key[2]): entry.tensors[key] for key in keys if key in entry.tensors}
         if not there:
             raise KeyError("codebooks")
         return Codebooks(self._origin, seq, entry.time_ns, entry.step, there)
@@ -314,7 +337,7 @@ class Collector:
             return
         taken = take(found[0], "gradient norms")
         entry.modules = found[1]
-        entry.items.append(Item(GRADIENT_KEY, schedule.GRADIENTS, [taken], tuple(taken.shape), "f32"))
+        entry.take(GRADIENT_KEY, schedule.GRADIENTS, [taken], tuple(taken.shape), "f32")
 
 
 def _turns(tapped: list[tuple[str, Any]]) -> list[list[tuple[str, Any]]]:

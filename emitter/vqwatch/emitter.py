@@ -41,7 +41,16 @@ from .wire import Frame, Goodbye, Hello, Origin, Step, encode
 if TYPE_CHECKING:
     import torch
 
+    from .routine import Routines
+    from .staging import Staging
+
 _log = logging.getLogger("vqwatch")
+
+SEND_SECONDS: Final = 0.04
+SEND_PENDING: Final = 8
+"""Steps on a device are sent several at a time, this often or so many: what is warm in the caches costs a third."""
+
+_ORDINARY: Final = {kinds.SCALARS, kinds.CODES}
 
 MOST_PENDING: Final = 256
 """Steps whose copies may be under way at once."""
@@ -131,6 +140,7 @@ class Emitter:
         self._pid = os.getpid()
         self._on = False
         self._paused = 0
+        self._routines: Routines | None = None
         if settings is None:
             return
         self._settings = settings
@@ -147,9 +157,12 @@ class Emitter:
             ranks=settings.world_size,
         )
         self._capture = Capture(settings.staging_bytes)
-        self._pending: deque[Entry] = deque()
-        self._last_started = 0.0
-        self._last_own = 0.0
+        self._optimizer = optimizer
+        self._pending: deque[Any] = deque()
+        self._turned = 0.0
+        self._staged = False
+        self._steps = 0
+        self._own_seconds = self._in_kinds = self._accounted = 0.0
         self._last_step = 0
         self._link = Link(
             settings.endpoint,
@@ -196,7 +209,6 @@ class Emitter:
 
     # --- what a training loop calls ---------------------------------------------------------------------------------
 
-    @_guarded
     def step(
         self,
         step: int,
@@ -222,7 +234,37 @@ class Emitter:
         Arrays may be torch tensors, numpy arrays or anything with ``__dlpack__``. What does not fit is left out,
         logged once and counted; the rest is sent.
         """
-        started = time.perf_counter()
+        if self._routines is None or lr is not None or not self._ordinary(step, losses, codes, mask, grad_norm):
+            self._step(step, losses, codes, original, reconstructed, mask, grad_norm, lr)
+
+    def _ordinary(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any) -> bool:
+        """Take the step by routine if it is an ordinary one; return whether it was."""
+        if not self._on or self._paused or self._pid != os.getpid() or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            routines = self._routines
+            if routines is None or not self._link.writable or not routines.take(step, losses, codes, mask, grad_norm):
+                return False
+            self._steps += 1
+            self._staged = True
+            if step + 1 >= self._plan.next_special:
+                self._expect()
+            now = time.monotonic()
+            if now - self._turned >= SEND_SECONDS or len(self._pending) >= SEND_PENDING:
+                self._serve(now)
+        except Exception as error:
+            self._routines = None
+            self.complaints.failed("step", error)
+        finally:
+            self._lock.release()
+        return True
+
+    @_guarded
+    def _step(
+        self, step: int, losses: Any, codes: Any, original: Any, reconstructed: Any, mask: Any, grad_norm: Any, lr: Any
+    ) -> None:
+        """Take any step."""
+        started = time.monotonic()
         if self._owner is None:
             self._owner = threading.get_ident()
         elif self._owner != threading.get_ident():
@@ -231,97 +273,150 @@ class Emitter:
         if self._paused or self._capture.blocked():
             self._collector.forget()
             return
-        now = time.monotonic()
-        self._link.turn(now)
-        in_kinds = self._send_arrived(now)
         step = int(step)
         if step < 0:
             raise Refused("step", f"step {step} is negative")
+        if not self._staged or started - self._turned >= SEND_SECONDS:
+            self._turn(started)
         entry = Entry(step)
         due = self._plan.due(step)
         if not self._link.writable:
             due = self._without_peer(due)
-        self._collector.collect(
+        tapped = self._collector.collect(
             entry, due, losses=losses, codes=codes, original=original, reconstructed=reconstructed, mask=mask,
             grad_norm=grad_norm, lr=lr,
         )  # fmt: skip
-        in_kinds += sum(entry.costs.values())
-        self._stage(entry)
-        in_kinds += self._send_arrived(now)
-        self._collector.expect(self._plan.expects(kinds.ENERGIES), self._plan.expects(kinds.CODEBOOKS))
-        self._last_step = step
-        own = time.perf_counter() - started + self._collector.tap_seconds
-        self._collector.tap_seconds = 0.0
-        if self._last_started:
-            self._plan.observe(self._last_own, in_kinds, started - self._last_started)
-        self._last_started, self._last_own = started, own
+        self._in_kinds += sum(entry.costs.values())
+        self._stage(entry, due == _ORDINARY and lr is None, codes, tapped, mask)
+        self._steps += 1
+        self._expect()
+        self._own_seconds += time.monotonic() - started
+        self._staged = entry.slot is not None
+        if not self._staged or len(self._pending) >= SEND_PENDING:
+            self._serve(started)
 
-    def _without_peer(self, due: set[str]) -> set[str]:
+    def _expect(self) -> None:
+        """Tell the hooks what the next step will want."""
+        self._collector.expect(self._plan.expects(kinds.ENERGIES), self._plan.expects(kinds.CODEBOOKS))
+
+    def _turn(self, now: float) -> None:
+        """Listen to the daemon, and send what has arrived from the device."""
+        started = time.monotonic()
+        self._turned = now
+        self._link.turn(now)
+        self._send_arrived(now)
+        self._own_seconds += time.monotonic() - started
+
+    def _serve(self, now: float) -> None:
+        """Do for several steps what need not be done in each: send, listen, account."""
+        if self._staged:
+            self._turn(now)
+        else:
+            started = time.monotonic()
+            self._send_arrived(now)
+            self._own_seconds += time.monotonic() - started
+        own = self._own_seconds + self._collector.tap_seconds
+        if self._routines is not None:
+            own += self._routines.own_seconds
+            self._routines.own_seconds = 0.0
+        if self._accounted:
+            steps = self._steps
+            self._plan.observe(own / steps, self._in_kinds / steps, (now - self._accounted) / steps, steps)
+        self._accounted = now
+        self._own_seconds = self._in_kinds = self._collector.tap_seconds = 0.0
+        self._steps = 0
+
+    def _without_peer(self, due: frozenset[str]) -> frozenset[str]:
         reason = "busy_peer" if self._link.daemon else "no_peer"
         for kind in due - {kinds.SCALARS, kinds.ENERGIES}:
             self.complaints.dropped[f"{kind}:{reason}"] += 1
         return due & {kinds.SCALARS, kinds.ENERGIES}
 
-    def _stage(self, entry: Entry) -> None:
+    def _stage(self, entry: Entry, ordinary: bool, codes: Any, tapped: Any, mask: Any) -> None:
         """Begin the copies of what is on a device, and take what is on the host."""
-        staged: list[Item] = []
-        waiting: list[Item] = []
-        items, entry.items = entry.items, []
-        for item in items:
-            try:
-                (waiting if item.on_host else staged).append(item)
-            except Refused as error:
-                self.complaints.refused(item.kind, error)
-        if staged or entry.scalars.tensors:
-            self._enqueue(entry, staged)
-        later = entry.slot is not None or bool(self._pending)
-        for item in waiting:
-            started = time.perf_counter()
-            entry.tensors[item.key] = of_host(item, later)
-            entry.costs[item.kind] = entry.costs.get(item.kind, 0.0) + time.perf_counter() - started
+        self._stage_each(entry)
+        if ordinary and entry.slot is not None and self._capture.staging is not None:
+            self._learn(self._capture.staging, entry, codes, tapped, mask)
+        entry.sources = []
+        entry.scalars.tensors = []
         if len(self._pending) >= MOST_PENDING:
             self.complaints.dropped["step:pending"] += 1
             return
         self._pending.append(entry)
 
-    def _enqueue(self, entry: Entry, staged: list[Item]) -> None:
-        started = time.perf_counter()
-        for chosen in (staged, [item for item in staged if item.kind not in kinds.LARGE]):
-            try:
-                entry.slot = self._capture.enqueue(entry.scalars.tensors, chosen)
-            except Refused as error:
-                left_out = {item.kind for item in chosen if item.kind in kinds.LARGE} or {kinds.SCALARS}
-                for kind in left_out:
-                    self.complaints.refused(kind, error)
-                if kinds.SCALARS in left_out:
-                    break
-            else:
-                break
-        entry.scalars.tensors = []
-        seconds = time.perf_counter() - started
-        total = sum(item.nbytes for item in staged) + 1024
-        for item in staged:
-            entry.costs[item.kind] = entry.costs.get(item.kind, 0.0) + seconds * item.nbytes / total
+    def _learn(self, staging: Staging, entry: Entry, codes: Any, tapped: Any, mask: Any) -> None:
+        if self._routines is None:
+            from .routine import Routines
 
-    def _send_arrived(self, now: float) -> float:
-        """Send, in order, every step whose copies have arrived; return the seconds that this took for the kinds."""
-        seconds = 0.0
-        while self._pending and self._pending[0].arrived:
-            entry = self._pending.popleft()
+            groups = getattr(self._optimizer, "param_groups", [])
+            if any("name" in group for group in groups):
+                return
+            self._routines = Routines(self._plan, staging, self._collector, self._pending, groups)
+        self._routines.learn(entry, codes, tapped, mask)
+
+    def _stage_each(self, entry: Entry) -> None:
+        waiting: list[tuple[Item, list[Any]]] = []
+        staged: list[tuple[Item, list[Any]]] = []
+        at = 0
+        for item in entry.items:
+            (waiting if item.on_host else staged).append((item, entry.sources[at : at + item.count]))
+            at += item.count
+        if staged or entry.scalars.tensors:
+            for chosen in (staged, [pair for pair in staged if pair[0].kind not in kinds.LARGE]):
+                items = [item for item, _ in chosen]
+                sources = [source for _, several in chosen for source in several]
+                plan = (
+                    len(entry.scalars.tensors),
+                    *[tensor.dtype for tensor in entry.scalars.tensors],
+                    *[(item.key, item.shape, item.dtype, item.rows) for item in items],
+                    *[source.dtype for source in sources],
+                )
+                if self._enqueue(entry, items, sources, plan) or len(chosen) == len(items) == 0:
+                    break
+        later = entry.slot is not None or bool(self._pending)
+        for item, sources in waiting:
+            started = time.monotonic()
+            entry.tensors[item.key] = of_host(item, sources, later)
+            entry.costs[item.kind] = entry.costs.get(item.kind, 0.0) + time.monotonic() - started
+
+    def _enqueue(self, entry: Entry, items: list[Item], sources: list[Any], plan: Any) -> bool:
+        """Begin the copies; return whether they are under way. What is not is counted."""
+        started = time.monotonic()
+        try:
+            entry.slot = self._capture.enqueue(entry.scalars.tensors, items, sources, plan)
+        except Refused as error:
+            large = {item.kind for item in items if item.kind in kinds.LARGE}
+            for kind in large or {item.kind for item in items} | {kinds.SCALARS}:
+                self.complaints.refused(kind, error)
+            return not large
+        seconds = time.monotonic() - started
+        costly = {item.kind for item in items}
+        for kind in costly:
+            entry.costs[kind] = entry.costs.get(kind, 0.0) + seconds / (1 + len(costly))
+        return True
+
+    def _send_arrived(self, now: float) -> None:
+        """Send, in order, every step whose copies have arrived."""
+        pending = self._pending
+        while pending and pending[0].arrived:
+            first = pending.popleft()
+            entry = first if isinstance(first, Entry) else Entry(first.step)
+            if entry is not first:
+                first.fill(entry)
             entry.resolve()
             self._link.must_arrive("step", self._step_message(entry), now)
-            seconds += self._send_tensors(entry)
+            self._in_kinds += self._send_tensors(entry)
             self._plan.spent(entry.costs)
-        return seconds
+            self._last_step = entry.step
 
     def _send_tensors(self, entry: Entry) -> float:
         total = 0.0
         trackers: list[zmq.MessageTracker] = []
         for kind, build in entry.outgoing:
-            started = time.perf_counter()
+            started = time.monotonic()
             with contextlib.suppress(KeyError):  # one of its arrays was left out, and counted
-                trackers += self._link.best_effort(kind, functools.partial(build, entry.tensors)) or ()
-            seconds = time.perf_counter() - started
+                trackers += self._link.best_effort(kind, functools.partial(build, entry)) or ()
+            seconds = time.monotonic() - started
             entry.costs[kind] = entry.costs.get(kind, 0.0) + seconds
             total += seconds
         if entry.slot is not None:
@@ -377,8 +472,13 @@ class Emitter:
 
     @property
     def staged_bytes(self) -> int:
-        """Return the device memory taken for staging; as much is pinned on the host."""
+        """Return the device memory taken for staging."""
         return self._capture.staged_bytes if self._on else 0
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Return the pinned host memory taken for staging."""
+        return self._capture.pinned_bytes if self._on else 0
 
     def flush(self, timeout: float = 2.0) -> bool:
         """Wait until all that must arrive was acknowledged, at most ``timeout`` seconds; return whether it was."""

@@ -52,6 +52,12 @@ _TCP_OPTIONS: Final = {
     zmq.RECONNECT_IVL_MAX: 5000,
 }
 
+# Socket.send without its Python, and flags as plain numbers: or-ing two enum members costs more than a small send.
+# A message is taken whole or refused at its first frame.
+_send_frame: Final = zmq.backend.Socket.send
+_DONTWAIT: Final = int(zmq.DONTWAIT)
+_SNDMORE: Final = int(zmq.SNDMORE)
+
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
 
@@ -181,7 +187,10 @@ class Link:
                 else:
                     parts.append(frame)
         try:
-            self._socket.send_multipart(parts, zmq.DONTWAIT)
+            send, socket = _send_frame, self._socket
+            for part in parts[:-1]:
+                send(socket, part, _DONTWAIT | _SNDMORE)
+            send(socket, parts[-1], _DONTWAIT)
         except zmq.Again:
             self._writable = False
             return None

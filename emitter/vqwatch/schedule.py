@@ -18,7 +18,7 @@ GRADIENTS: Final = "gradients"
 ENERGIES: Final = "energies"
 
 DEFAULT_EVERY: Final[Mapping[str, int]] = MappingProxyType(
-    {SCALARS: 1, CODES: 1, CLUSTERS: 5, ENERGIES: 20, GRADIENTS: 50, CODEBOOKS: 50, RECONSTRUCTION: 50}
+    {SCALARS: 1, CODES: 1, CLUSTERS: 10, ENERGIES: 20, GRADIENTS: 50, CODEBOOKS: 50, RECONSTRUCTION: 50}
 )
 """Steps between two captures of each kind.
 
@@ -79,6 +79,9 @@ class Schedule:
 
     Cadences are counted on the step number, so that ranks capture at the same steps, also while they stretch.
 
+    ``last`` is the latest step, and up to ``next_special`` nothing is due but what is due at every step: if
+    ``ordinary``, numbers and codes.
+
     >>> schedule = Schedule({"codes": 1, "codebooks": 10}, budget=1.0)
     >>> [sorted(schedule.due(step)) for step in (0, 1, 12)]
     [['codebooks', 'codes'], ['codes'], ['codebooks', 'codes']]
@@ -93,30 +96,48 @@ class Schedule:
         self._base = {kind: steps for kind, steps in every.items() if steps > 0}
         self._budget = budget
         self.every: dict[str, int] = dict(self._base)
-        self._last: int | None = None
+        self.last = -1
+        self.next_special = 0
+        self.ordinary = False
+        self._always: frozenset[str] = frozenset()
         self._costs: dict[str, float] = {}
         self._fixed = 0.0
         self._step_seconds = 0.0
         self._observed = 0
         self.overhead: float | None = None
 
-    def due(self, step: int) -> set[str]:
+    def due(self, step: int) -> frozenset[str]:
         """Return the kinds to capture at this step, and remember it as the latest."""
-        found = self._crossed(step)
-        self._last = step
+        last, self.last = self.last, step
+        if last < step < self.next_special:
+            return self._always
+        if last < 0 or step < last:
+            found = frozenset(self.every)
+        else:
+            found = frozenset([kind for kind in self.every if self._is_due(kind, step, last)])
+        self._look_ahead(step)
         return found
 
     def expects(self, kind: str) -> bool:
         """Return whether ``kind`` will be due if the next step's number is one more than the latest."""
-        if kind not in self.every:
-            return False
-        return self._last is None or self._is_due(kind, self._last + 1, self._last)
+        if self.last < 0:
+            return kind in self.every
+        if self.last + 1 < self.next_special:
+            return kind in self._always
+        return kind in self.every and self._is_due(kind, self.last + 1, self.last)
 
-    def _crossed(self, step: int) -> set[str]:
-        last = self._last
-        if last is None or step < last:
-            return set(self.every)
-        return {kind for kind in self.every if self._is_due(kind, step, last)}
+    def _look_ahead(self, step: int) -> None:
+        """Work out what is due at every step, and the next step at which anything else is."""
+        self._always = frozenset([kind for kind, every in self.every.items() if every == 1])
+        self.ordinary = self._always == {SCALARS, CODES}
+        self.next_special = min(
+            [
+                ((step - _OFFSETS.get(kind, 0)) // every + 1) * every + _OFFSETS.get(kind, 0)
+                for kind, every in self.every.items()
+                if every > 1
+            ],
+            default=step + (1 << 62),
+        )
 
     def _is_due(self, kind: str, step: int, last: int) -> bool:
         every = self.every[kind]
@@ -130,16 +151,21 @@ class Schedule:
         for kind, seconds in costs.items():
             self._costs[kind] = _smooth(self._costs.get(kind, 0.0), seconds)
 
-    def observe(self, own_seconds: float, of_kinds_seconds: float, step_seconds: float) -> None:
-        """Take in one step: the emitter's host time, how much of it went to kinds, and the time between two steps."""
-        self._observed += 1
-        if self._observed <= 2 or step_seconds <= 0.0:
+    def observe(self, own_seconds: float, of_kinds_seconds: float, step_seconds: float, steps: int = 1) -> None:
+        """Take in some steps: the emitter's host time, how much of it went to kinds, and the time from step to step.
+
+        All are means over ``steps`` steps.
+        """
+        before, self._observed = self._observed, self._observed + steps
+        if before < 2 or step_seconds <= 0.0:
             return
         self._fixed = _smooth(self._fixed, max(0.0, own_seconds - of_kinds_seconds))
         self._step_seconds = _smooth(self._step_seconds, step_seconds)
         ratio = own_seconds / step_seconds
-        self.overhead = ratio if self.overhead is None else self.overhead + 0.05 * (ratio - self.overhead)
-        if self._observed > _WARM_UP_STEPS and self._observed % _REVIEW_STEPS == 0:
+        self.overhead = (
+            ratio if self.overhead is None else self.overhead + min(1.0, 0.05 * steps) * (ratio - self.overhead)
+        )
+        if self._observed > _WARM_UP_STEPS and before // _REVIEW_STEPS != self._observed // _REVIEW_STEPS:
             self._review()
 
     def _review(self) -> None:
@@ -150,6 +176,8 @@ class Schedule:
             # Tighten at once; let go only where there is room to spare, so that a cadence does not swing.
             factor = max(now, needed[kind]) if relaxed[kind] >= now else max(needed[kind], relaxed[kind])
             self.every[kind] = base * factor
+        if self.last >= 0:
+            self._look_ahead(self.last)
 
 
 def _smooth(old: float, new: float) -> float:

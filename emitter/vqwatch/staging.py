@@ -1,15 +1,19 @@
-"""Copies CUDA tensors to the host without waiting: staging slot, pinned memory, two events. Imports torch.
+"""Copies CUDA tensors to the host without waiting. Imports torch.
 
-A slot holds one step: its numbers as float32, then its arrays. On the current stream everything is copied into the
-slot's device memory, narrowed on the way; a side stream waits for that and copies the slot to pinned memory; the step is
-sent when the second event is seen to have happened. A slot is used again only after that, and after libzmq let go of it.
-Slots are allocated at first use, grow to a power of two when a step does not fit, and never shrink.
+A slot holds one step: its numbers as float32, then its arrays. All is copied on the current stream, narrowed on the
+way, because the next in-place update would race with a later read; an event tells when it has arrived, and a slot is
+used again only after that, and after libzmq let go of it.
+
+Small slots are pinned host memory that the device writes to directly: no second copy and no second stream, which cost
+host time. Large ones, for codebooks and reconstructions, are staged in device memory first, and a side stream takes
+them to pinned memory, so that the training does not wait for the bus. Slots are allocated at first use, grow to a
+power of two when a step does not fit, and never shrink.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import zmq
@@ -18,6 +22,9 @@ from . import schedule
 from .arrays import Refused
 from .capture import Item, Key
 from .wire import Tensor
+
+if TYPE_CHECKING:
+    from .routine import Routine
 
 MOST_SCALARS: Final = 512
 SMALL_SLOTS: Final = 16
@@ -31,44 +38,56 @@ _TORCH_DTYPES: Final = {
     "f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64,
 }  # fmt: skip
 
-
 _make_event: Callable[[], Any] = torch.cuda.Event
 _make_stream: Callable[..., Any] = torch.cuda.Stream
+_foreach_copy: Callable[..., Any] = torch._foreach_copy_
+_record: Callable[..., Any] = torch._C._CudaEventBase.record  # Event.record without its Python
 
 
 class _Layout:
-    """Where the arrays of one kind of step lie in one slot: device views to copy into, host memory to send."""
+    """Where the arrays of one kind of step lie in one slot: views to copy into, and host memory to send."""
 
-    __slots__ = ("device", "groups", "host", "tensors", "views")
+    __slots__ = ("device", "groups", "host", "tensors")
 
-    def __init__(self, slot: Slot, items: Sequence[Item], end: int) -> None:
-        self.device = slot.device[:end]
-        self.host = slot.host[:end]
-        self.views: list[torch.Tensor] = []
+    def __init__(
+        self, slot: Slot, scalars: Sequence[torch.Tensor], items: Sequence[Item], sources: Sequence[torch.Tensor]
+    ) -> None:
+        views = slot.scalar_views[: len(scalars)]
         self.tensors: dict[Key, Tensor] = {}
-        memory = slot.memory
         at = 4 * MOST_SCALARS
         for item in items:
-            dtype = _TORCH_DTYPES[item.dtype]
-            view = slot.device[at : at + item.nbytes].view(dtype).view(item.shape)
-            whole = len(item.sources) == 1 and tuple(item.sources[0].shape) == item.shape
-            self.views.extend([view] if whole else view.unbind(0))
-            self.tensors[item.key] = Tensor(item.dtype, item.shape, memory[at : at + item.nbytes])
+            view = slot.device[at : at + item.nbytes].view(_TORCH_DTYPES[item.dtype]).view(item.shape)
+            views.extend(view.unbind(0) if item.rows else [view])
+            self.tensors[item.key] = Tensor(item.dtype, item.shape, slot.memory[at : at + item.nbytes])
             at += _aligned(item.nbytes)
+        self.device = slot.device[:at]
+        self.host = slot.host[:at]
+        # One call for each pair of dtypes: few launches cost less than fast ones.
+        groups: dict[Any, tuple[list[torch.Tensor], list[int]]] = {}
+        for index, (view, source) in enumerate(zip(views, [*scalars, *sources], strict=True)):
+            into, of = groups.setdefault((source.dtype, view.dtype), ([], []))
+            into.append(view)
+            of.append(index)
+        self.groups = list(groups.values())
 
 
 class Slot:
-    """Device and pinned memory for one step, and the events that tell where it is on its way."""
+    """Memory for one step, and the events that tell where it is on its way.
 
-    def __init__(self) -> None:
+    ``mapped`` says that the device writes to the host's memory.
+    """
+
+    def __init__(self, staging: Staging, mapped: bool) -> None:
+        self._staging = staging
+        self.mapped = mapped
         self.capacity = 0
-        self._filled: torch.cuda.Event = _make_event()
-        self._arrived: torch.cuda.Event = _make_event()
+        self._filled = _make_event()
+        self._arrived = _make_event()
         self._in_use = False
         self._trackers: list[zmq.MessageTracker] = []
         self._layouts: dict[Any, _Layout] = {}
+        self._layout: _Layout
         self._scalar_count = 0
-        self.tensors: dict[Key, Tensor] = {}
 
     @property
     def free(self) -> bool:
@@ -80,44 +99,69 @@ class Slot:
         return not self._trackers
 
     def allocate(self, capacity: int, device: torch.device) -> None:
-        """Give the slot memory of this many bytes on both sides; what it had is let go."""
+        """Give the slot memory of this many bytes; what it had is let go."""
         with torch.inference_mode(False):
             self.host = torch.empty(capacity, dtype=torch.uint8, pin_memory=True)
-            self.device = torch.empty(capacity, dtype=torch.uint8, device=device)
-            scalars = self.device[: 4 * MOST_SCALARS].view(torch.float32)
-            self._scalar_views = list(scalars.unbind(0))
+            if self.mapped:
+                self.device = torch.as_tensor(_Mapped(self.host), device=device)
+            else:
+                self.device = torch.empty(capacity, dtype=torch.uint8, device=device)
+            self.scalar_views = list(self.device[: 4 * MOST_SCALARS].view(torch.float32).unbind(0))
             self._scalars = self.host[: 4 * MOST_SCALARS].view(torch.float32).numpy()
         self.memory = self.host.numpy().data
         self.capacity = capacity
         self._layouts.clear()
 
-    def fill(self, scalars: Sequence[torch.Tensor], items: Sequence[Item], end: int, side: torch.cuda.Stream) -> None:
-        """Enqueue the copies of one step; nothing is waited for."""
-        signature = tuple([(item.key, item.shape, item.dtype, len(item.sources)) for item in items])
-        layout = self._layouts.get(signature)
+    def prepare(
+        self, scalars: Sequence[torch.Tensor], items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any
+    ) -> None:
+        """Choose, or make, the layout for a step of this plan."""
+        layout = self._layouts.get(plan)
         if layout is None:
             if len(self._layouts) >= _MOST_LAYOUTS:
                 self._layouts.clear()
-            layout = self._layouts[signature] = _Layout(self, items, end)
-        sources: list[Any] = list(scalars)
-        for item in items:
-            sources.extend(item.sources)
-        targets = self._scalar_views[: len(scalars)] + layout.views
-        with torch.no_grad():
-            _copy(targets, sources)
-            self._filled.record(torch.cuda.current_stream(self.device.device))
-            with torch.cuda.stream(side):
-                side.wait_event(self._filled)
-                layout.host.copy_(layout.device, non_blocking=True)
-                self._arrived.record(side)
-        self._in_use = True
+            layout = self._layouts[plan] = _Layout(self, scalars, items, sources)
+        self._layout = layout
         self._scalar_count = len(scalars)
-        self.tensors = layout.tensors
+
+    def known(self, plan: Any, scalars: int) -> bool:
+        """Choose the layout for a step of this plan; return whether there is one."""
+        layout = self._layouts.get(plan)
+        if layout is None:
+            return False
+        self._layout = layout
+        self._scalar_count = scalars
+        return True
+
+    def copy(self, given: Sequence[torch.Tensor]) -> None:
+        """Enqueue the copies of one step, with gradients off; nothing is waited for."""
+        self._in_use = True
+        layout = self._layout
+        for into, of in layout.groups:
+            if len(of) == 1:
+                into[0].copy_(given[of[0]], non_blocking=True)
+            else:
+                _foreach_copy(into, [given[index] for index in of], non_blocking=True)
+        current = self._staging.current_stream()
+        if self.mapped:
+            _record(self._arrived, current)
+            return
+        side = self._staging.side
+        self._filled.record(current)
+        with torch.cuda.stream(side):
+            self._filled.wait(side)
+            layout.host.copy_(layout.device, non_blocking=True)
+            self._arrived.record(side)
+
+    @property
+    def tensors(self) -> dict[Key, Tensor]:
+        """Return the arrays of the step in host memory, once arrived."""
+        return self._layout.tensors
 
     @property
     def arrived(self) -> bool:
         """Return whether the step has arrived in host memory. Does not wait."""
-        return bool(self._arrived.query())  # type: ignore[no-untyped-call]
+        return bool(self._arrived.query())
 
     def scalars(self) -> list[float]:
         """Return the step's numbers, once arrived."""
@@ -130,20 +174,13 @@ class Slot:
         self._in_use = False
 
 
-def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
-    """Copy all, in one call for each pair of dtypes: few launches cost less than fast ones."""
-    groups: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for target, source in zip(targets, sources, strict=True):
-        group = groups.get((source.dtype, target.dtype))
-        if group is None:
-            group = groups[source.dtype, target.dtype] = ([], [])
-        group[0].append(target)
-        group[1].append(source)
-    for into, of in groups.values():
-        if len(of) == 1:
-            into[0].copy_(of[0], non_blocking=True)
-        else:
-            torch._foreach_copy_(into, of, non_blocking=True)
+class _Mapped:
+    """Shows pinned host memory, which has the same address on the device, as device memory."""
+
+    def __init__(self, host: torch.Tensor) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (host.numel(),), "typestr": "|u1", "data": (host.data_ptr(), False), "strides": None, "version": 3,
+        }  # fmt: skip
 
 
 def _aligned(size: int) -> int:
@@ -151,18 +188,22 @@ def _aligned(size: int) -> int:
 
 
 class Staging:
-    """The slots of one device: many small ones, few large ones, together at most ``most_bytes`` on each side."""
+    """The slots of one device: many small, few large, at most ``most_bytes`` on the device and as many pinned."""
 
     def __init__(self, device: torch.device, most_bytes: int) -> None:
-        self.device = device
-        self.allocated_bytes = 0
+        self.device_bytes = self.pinned_bytes = 0
+        self._device = device
         self._most_bytes = most_bytes
         with torch.cuda.device(device):
-            self._side = _make_stream(device)
-            self._small = [Slot() for _ in range(SMALL_SLOTS)]
-            self._large = [Slot() for _ in range(LARGE_SLOTS)]
+            self.side = _make_stream(device)
+            self._current: torch.cuda.Stream = torch.cuda.current_stream(device)
+            mapped = _can_map(device)
+            self._small = [Slot(self, mapped) for _ in range(SMALL_SLOTS)]
+            self._large = [Slot(self, False) for _ in range(LARGE_SLOTS)]
 
-    def take(self, scalars: Sequence[torch.Tensor], items: Sequence[Item]) -> Slot:
+    def take(
+        self, scalars: Sequence[torch.Tensor], items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any
+    ) -> Slot:
         """Enqueue a step's copies and return its slot. Raises :class:`Refused` where no slot is free or can be had."""
         if len(scalars) > MOST_SCALARS:
             raise Refused("limit", f"{len(scalars)} numbers on the device in one step, at most {MOST_SCALARS}")
@@ -171,27 +212,59 @@ class Staging:
         for item in items:
             end += _aligned(item.nbytes)
             large = large or item.kind in schedule.LARGE
-        slot = self._free_slot(self._large if large else self._small)
+        slot = _free_slot(self._large if large else self._small)
         if slot.capacity < end:
             self._grow(slot, end)
-        slot.fill(scalars, items, end, self._side)
+        slot.prepare(scalars, items, sources, plan)
+        with torch.no_grad():
+            slot.copy([*scalars, *sources])
         return slot
 
-    def _free_slot(self, slots: list[Slot]) -> Slot:
-        for slot in slots:
+    def ordinary(self, routine: Routine, scalars: int, given: Sequence[torch.Tensor]) -> Slot | None:
+        """Return a small slot made ready for a routine, or None where none is free or large enough."""
+        for slot in self._small:
             if slot.free:
+                if slot.known(routine, scalars):
+                    return slot
+                if slot.capacity < 4 * MOST_SCALARS + sum(_aligned(item.nbytes) for item in routine.items):
+                    return None
+                slot.prepare(given[:scalars], routine.items, given[scalars:], routine)
                 return slot
-        raise Refused("ring_busy", "the device is far behind: every staging slot is under way")
+        return None
+
+    def current_stream(self) -> torch.cuda.Stream:
+        """Return the current stream of this device; asked for by its address, as making the object costs more."""
+        if torch._C._cuda_getCurrentRawStream(self._device.index) != self._current.cuda_stream:
+            self._current = torch.cuda.current_stream(self._device)
+        return self._current
 
     def _grow(self, slot: Slot, size: int) -> None:
-        capacity = max(_SMALLEST, 1 << (size - 1).bit_length())
-        if self.allocated_bytes - slot.capacity + capacity > self._most_bytes:
-            capacity = size
-        if self.allocated_bytes - slot.capacity + capacity > self._most_bytes:
+        for capacity in (max(_SMALLEST, 1 << (size - 1).bit_length()), size):
+            more = capacity - slot.capacity
+            if max(self.pinned_bytes, 0 if slot.mapped else self.device_bytes) + more <= self._most_bytes:
+                break
+        else:
             raise Refused("staging_bytes", f"{size} bytes do not fit into staging_bytes={self._most_bytes}")
         try:
-            old = slot.capacity
-            slot.allocate(capacity, self.device)
+            slot.allocate(capacity, self._device)
         except RuntimeError as error:  # no pinned or no device memory left
             raise Refused("memory", f"no staging memory: {error}") from error
-        self.allocated_bytes += capacity - old
+        self.pinned_bytes += more
+        if not slot.mapped:
+            self.device_bytes += more
+
+
+def _free_slot(slots: list[Slot]) -> Slot:
+    for slot in slots:
+        if slot.free:
+            return slot
+    raise Refused("ring_busy", "the device is far behind: every staging slot is under way")
+
+
+def _can_map(device: torch.device) -> bool:
+    """Return whether pinned memory can be written to from the device at its own address."""
+    try:
+        host = torch.empty(64, dtype=torch.uint8, pin_memory=True)
+        return torch.as_tensor(_Mapped(host), device=device).data_ptr() == host.data_ptr()
+    except (RuntimeError, TypeError, ValueError):
+        return False

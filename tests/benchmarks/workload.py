@@ -71,7 +71,7 @@ class Autoencoder(nn.Module):
 
         def stack() -> nn.TransformerEncoder:
             layer = nn.TransformerEncoderLayer(
-                size.width, heads, 4 * size.width, 0.0, batch_first=True, norm_first=True
+                size.width, heads, 2 * size.width, 0.0, batch_first=True, norm_first=True
             )
             return nn.TransformerEncoder(layer, size.layers, enable_nested_tensor=False)
 
@@ -106,25 +106,26 @@ class Training:
         self.model = Autoencoder(size).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4)
         self.batches = [torch.randn(size.batch, size.frames, size.width, device=device) for _ in range(4)]
-        lengths = torch.randint(size.frames // 2, size.frames, (size.batch, 1))
-        self.mask = (torch.arange(size.frames) < lengths).to(device)
+        lengths = torch.randint(size.frames // 2, size.frames, (len(self.batches), size.batch, 1))
+        self.masks = list((torch.arange(size.frames) < lengths).to(device))
         self.count = 0
 
     def step(self) -> dict[str, object]:
         """Train one step; return what ``Emitter.step`` takes, all of it still on the device."""
-        features = self.batches[self.count % len(self.batches)]
+        turn = self.count % len(self.batches)
+        features, mask = self.batches[turn], self.masks[turn]
         self.count += 1
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             reconstructed, commitment, codes = self.model(features)
-        recon = _masked_mse(reconstructed, features, self.mask)
+        recon = _masked_mse(reconstructed, features, mask)
         total = recon + 0.25 * commitment
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         return {
             "losses": {"total": total, "recon": recon, "vq": commitment}, "codes": codes, "original": features,
-            "reconstructed": reconstructed, "mask": self.mask, "grad_norm": norm,
+            "reconstructed": reconstructed, "mask": mask, "grad_norm": norm,
         }  # fmt: skip
 
 

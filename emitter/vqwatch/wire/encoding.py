@@ -28,6 +28,10 @@ from .messages import (
 )
 
 
+# One packer for all: a new one allocates 256 KiB, which costs more than the packing. It never lets go of the GIL.
+_packer: Final = msgpack.Packer()
+
+
 def encode(message: Message) -> list[Frame]:
     """Return the frames of a message: the header, then one buffer for each tensor.
 
@@ -40,7 +44,7 @@ def encode(message: Message) -> list[Frame]:
     if tensors:
         header["tensors"] = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors]
     try:
-        packed: bytes = msgpack.packb(header)
+        packed: bytes = _packer.pack(header)
     except (TypeError, ValueError, OverflowError) as error:
         raise WireError("field", f"{message.kind} holds what msgpack cannot pack: {error}") from error
     if len(packed) > MAX_HEADER_BYTES:
