@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -88,15 +89,15 @@ class Server:
         self._server.run(sockets=[self._socket])
 
     def start(self, timeout: float = 10.0) -> None:
-        """Start serving; raises RuntimeError when the server is not up after ``timeout`` seconds."""
+        """Start serving, if not done yet; raises RuntimeError when not up after ``timeout`` seconds."""
+        if self._thread.is_alive():
+            return
         self._thread.start()
-        deadline = threading.Event()
-        waited = 0.0
+        deadline = time.monotonic() + timeout
         while not self._server.started:
-            if not self._thread.is_alive() or waited >= timeout:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
                 raise RuntimeError(f"the HTTP server on {self.host}:{self.port} did not start")
-            deadline.wait(0.01)
-            waited += 0.01
+            time.sleep(0.01)
 
     def close(self, timeout: float = 5.0) -> None:
         """Stop serving and let the thread end; open event streams are cut after :data:`SHUTDOWN_SECONDS`."""
