@@ -127,7 +127,8 @@ class _Hook(Inert):
         self.calls = 0
         self.within = False
         self.failed = False
-        device = next((value.device for value in site.module.state_dict(keep_vars=True).values()), None)
+        held = itertools.chain(site.module.buffers(), site.module.parameters())
+        device = next((value.device for value in held), None)
         key = next(_keys)
         self.doors = [
             traced.Door(key * 1000 + i, _Report(tap, layer), device or torch.device("cpu"))

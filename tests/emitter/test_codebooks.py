@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -267,6 +269,15 @@ def test_a_registered_adapter_teaches_a_family_and_can_be_taken_back() -> None:
     assert torch.equal(ear.heard[0][1], output["ids"])
     assert len(ear.left) == 1
     assert codebooks.find(model).layers == ()
+
+
+def test_a_family_can_be_registered_before_torch_is_loaded() -> None:
+    script = (
+        "import sys, vqwatch.codebooks as c; c.register(c.Adapter('mine', bool, dict)); print('torch' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
+    )
 
 
 def test_an_adapter_that_fails_costs_its_layer_only(caplog: pytest.LogCaptureFixture) -> None:
