@@ -51,7 +51,7 @@ class Settings(BaseModel):
     mlflow: str = Field(default="", description="write to this MLflow tracking server or store")
     jsonl: Path | None = Field(default=None, description="append everything to this file as JSON lines")
     sink_interval_seconds: float = Field(
-        default=1, ge=0, le=3600, description="one value of a metric in so many seconds goes to these four; 0: every one"
+        default=1, ge=0, le=3600, description="a value of a metric goes to these four once in so many seconds; 0: all"
     )
     allow_stop: bool = Field(default=False, description="let rules with `action: stop` ask the training to end")
     insecure_tcp: bool = Field(default=False, description="accept tcp:// beyond loopback without keys")

@@ -145,7 +145,8 @@ class Outlet:
             try:
                 self._write(batch)
                 failed = 0
-            except SinkFailed as failure:
+            except Exception as error:  # this thread must live: a sink's failure, or a record that cannot be packed
+                failure = error if isinstance(error, SinkFailed) else SinkFailed(repr(error), refused=True)
                 self._settle(batch, failure, first=failed == 0)
                 failed += 1
                 if not self._pause(self._back_off[min(failed, len(self._back_off)) - 1]):
