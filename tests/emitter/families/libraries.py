@@ -21,6 +21,12 @@ from typing import Any
 import pytest
 
 
+def absent(reason: str) -> BaseException:
+    """Return what to raise where a library is missing: a skip, and under CI a failure."""
+    kind = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+    return kind.Exception(reason)
+
+
 def skeleton(name: str) -> None:
     """Put a package in place so that its submodules can be imported, without running its ``__init__``."""
     if name in sys.modules:
@@ -30,7 +36,7 @@ def skeleton(name: str) -> None:
     if parent:
         paths = [f"{path}/{name.rpartition('.')[2]}" for path in sys.modules[parent].__path__]
     elif spec is None or spec.submodule_search_locations is None:
-        pytest.skip(f"{name} is not installed")
+        raise absent(f"{name} is not installed")
     else:
         paths = list(spec.submodule_search_locations)
     package = types.ModuleType(name)
@@ -51,7 +57,10 @@ def library(name: str, *packages: str) -> Any:
     """Return a module of a package whose parents are put in place only."""
     for package in packages:
         skeleton(package)
-    return pytest.importorskip(name)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise absent(str(error)) from error
 
 
 def version(distribution: str) -> str:
@@ -68,10 +77,8 @@ def older(name: str, release: str) -> Iterator[None]:
     """Let a package be imported in an older release, from ``families/<distribution>-<release>`` in the environment."""
     folder = Path(sys.prefix) / "families" / f"{name.replace('_', '-')}-{release}"
     if not folder.is_dir():
-        reason = f"{folder} is missing: pip install --no-deps --target it {folder.name.replace('-1', '==1')}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        distribution, _, _ = folder.name.rpartition("-")
+        raise absent(f"{folder} is missing: pip install --no-deps --target {folder} {distribution}=={release}")
     stashed = {key: sys.modules.pop(key) for key in list(sys.modules) if key.split(".")[0] == name}
     sys.path.insert(0, str(folder))
     try:
