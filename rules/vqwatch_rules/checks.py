@@ -51,8 +51,6 @@ OPEN_RATIOS: Final = frozenset(
 )
 """Ratios of two quantities that are no part and whole: they may be above 1."""
 
-GLOB: Final = frozenset("*?[")
-
 
 def bounds(metric: str) -> tuple[float, float]:
     """Return between which values a metric can be, as far as its name tells.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from vqwatch_rules.alerts import RunFacts
@@ -25,6 +24,7 @@ from vqwatch_rules.judges import AllJudge, FiniteJudge, Judge, Labels, MissingJu
 from vqwatch_rules.lifecycle import Record
 from vqwatch_rules.memory import IncreaseJudge, JumpJudge, SlopeJudge, StaleJudge
 from vqwatch_rules.model import Evidence, Grade, Rule, grades
+from vqwatch_rules.patterns import matches
 from vqwatch_rules.template import Template
 
 Names: TypeAlias = Mapping[str, tuple[str, ...]]
@@ -102,7 +102,7 @@ class Selection:
 
     def _decide(self, labels: Labels, facts: RunFacts | None) -> bool:
         for position, patterns in self._patterns:
-            if not any(fnmatchcase(labels[position], pattern) for pattern in patterns):
+            if not matches(labels[position], patterns):
                 return False
         if self._layer_at is None:
             return True
@@ -194,7 +194,7 @@ def _expected(part: Missing, kinds: tuple[str, ...], facts: Facts) -> Callable[[
     def expected() -> Iterable[Labels]:
         known = facts()
         for name, layer in known.layers.items() if known is not None else ():
-            if (not kinds or layer.kind in kinds) and any(fnmatchcase(name, pattern) for pattern in patterns):
+            if (not kinds or layer.kind in kinds) and matches(name, patterns):
                 yield (name,)
 
     return expected

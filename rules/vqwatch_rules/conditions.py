@@ -50,7 +50,9 @@ class Strict(BaseModel):
 
 
 class OnMetric(Strict):
-    """A condition over one metric. ``where`` keeps the series whose labels match one of the shell patterns."""
+    """A condition over one metric. ``where`` keeps the series whose labels match one of the shell patterns,
+    and none of those that begin with ``!``.
+    """
 
     thresholds: ClassVar[tuple[str, ...]] = ()
     """The keys that a severity may set for itself."""

@@ -23,11 +23,12 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from vqwatch_rules.checks import GLOB, findings
+from vqwatch_rules.checks import findings
 from vqwatch_rules.conditions import KINDS, Strict
 from vqwatch_rules.errors import Problem, RuleError, unknown
 from vqwatch_rules.located import Located, merged, read
 from vqwatch_rules.model import SEVERITIES, Annotations, Evidence, Level, Rule, conditions
+from vqwatch_rules.patterns import literal
 
 DEFAULT_RUNBOOK_BASE: Final = "/runbooks/"
 
@@ -157,7 +158,7 @@ def unknown_layers(rules: Sequence[Rule], layers: Sequence[str]) -> tuple[str, .
             for rule in rules
             for part in conditions(rule.when)
             for name in part.where.get("layer", ())
-            if not GLOB & set(name) and name not in layers
+            if literal(name) and name not in layers
         )
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from vqwatch_rules.checks import GLOB, label_names
+from vqwatch_rules.checks import label_names
 from vqwatch_rules.conditions import (
     Above,
     All,
@@ -30,6 +30,7 @@ from vqwatch_rules.conditions import (
 )
 from vqwatch_rules.durations import Span
 from vqwatch_rules.model import Evidence, Grade, Rule
+from vqwatch_rules.patterns import literal, split
 
 PREFIX: Final = "vqwatch_"
 _QUARTILES_PER_SIGMA: Final = 1.349
@@ -163,7 +164,7 @@ class _Writer:
         return f"{self._on(*shared)} {text} >= {_number(gate.at_least)}"
 
     def _series(self, metric: str, where: Mapping[str, Sequence[str]]) -> str:
-        matchers = ", ".join(f"{label}{_matcher(patterns)}" for label, patterns in where.items())
+        matchers = ", ".join(_matcher(label, patterns) for label, patterns in where.items())
         return f"{PREFIX}{metric}{{{matchers}}}" if matchers else f"{PREFIX}{metric}"
 
     def _single(self, part: OnValue) -> str:
@@ -250,7 +251,7 @@ class _Writer:
         if self._rule.codebook_kinds:
             matchers.append(f'kind=~"{"|".join(self._rule.codebook_kinds)}"')
         if "layer" in part.where:
-            matchers.append(f"layer{_matcher(part.where['layer'])}")
+            matchers.append(_matcher("layer", part.where["layer"]))
         announced = f"{PREFIX}codebook_info{{{', '.join(matchers)}}}" if matchers else f"{PREFIX}codebook_info"
         return f"count by (run, layer) ({announced}) unless on (run, layer) {series}"
 
@@ -279,10 +280,15 @@ def _number(value: float | None) -> str:
     return f"{int(value)}" if value == int(value) and abs(value) < 1e15 else repr(value)
 
 
-def _matcher(patterns: Sequence[str]) -> str:
-    if len(patterns) == 1 and not GLOB & set(patterns[0]):
-        return f'="{_quoted(patterns[0])}"'
-    return f'=~"{_quoted("|".join(_regex(pattern) for pattern in patterns))}"'
+def _matcher(label: str, patterns: Sequence[str]) -> str:
+    if len(patterns) == 1 and literal(patterns[0]):
+        return f'{label}="{_quoted(patterns[0])}"'
+    inside, outside = split(patterns)
+    return ", ".join(
+        f'{label}{sign}"{_quoted("|".join(_regex(pattern) for pattern in some))}"'
+        for sign, some in (("=~", inside), ("!~", outside))
+        if some
+    )
 
 
 def _regex(pattern: str) -> str:

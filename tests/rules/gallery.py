@@ -79,6 +79,7 @@ PER_RUN: dict[Key, float] = {
 }
 PER_DAEMON: dict[Key, float] = {
     ("messages_rejected_total", ("truncated",)): 3.0,
+    ("messages_rejected_total", ("duplicate",)): 3.0,
     ("alert_delivery_failures_total", ("http://am",)): 0.0,
     ("rule_errors_total", ("VqSnrLow",)): 0.0,
     ("build_info", ("0.1.0", "3.11")): 1.0,
@@ -218,8 +219,8 @@ def _cases() -> Iterator[Case]:
     yield Case("VqMessagesLost", "warning", {lost: 4.0}, {}, 20, where={"rank": "0"})
     seen = ("codebook_window_samples", ("1",))
     yield Case("VqDaemonBlind", "warning", {seen: None}, {}, 310, 0, where=layer)
-    rejected = ("messages_rejected_total", ("truncated",))
-    yield Case("VqMessagesRejected", "warning", {rejected: 20.0}, {rejected: 8.0}, 20, where={"reason": "truncated"})
+    rejected, again_sent = (("messages_rejected_total", (reason,)) for reason in ("truncated", "duplicate"))
+    yield Case("VqMessagesRejected", "warning", {rejected: 20.0}, {again_sent: 90.0}, 20, where={"reason": "truncated"})
     failed = ("alert_delivery_failures_total", ("http://am",))
     yield Case("VqAlertsNotDelivered", "warning", {failed: 1.0}, {}, 20, where={"alertmanager": "http://am"})
     broken = ("rule_errors_total", ("VqSnrLow",))

@@ -247,7 +247,7 @@ rules:
   - {alert: VqOdd, severity: warning, annotations: {summary: S., description: D.},
      when: {metric: codebook_dead_ratio, is: outside, low: 0.1, high: 0.9, over: fraction, fraction: 0.5}}
   - {alert: VqWorst, severity: warning, annotations: {summary: S., description: D.}, labels: {team: audio},
-     when: {metric: codebook_utilization_ratio, where: {layer: "[0-3]"}, is: below, threshold: 0.2, over: min}}
+     when: {metric: codebook_utilization_ratio, where: {layer: ["[0-3]", "!2"]}, is: below, threshold: 0.2, over: min}}
   - {alert: VqQuiet, severity: warning, annotations: {summary: S., description: D.},
      when: {metric: step, is: stale, longer_than: 5m}}
   - {alert: VqNothing, severity: warning, annotations: {summary: S., description: D.}, for: 1m,
@@ -264,4 +264,4 @@ rules:
     assert "5 rules found" in checked.stdout
     assert "# VqQuiet, warning: 'is: stale' of step is left out" in text
     assert "the separate clear threshold is left out" in text
-    assert 'layer=~"[0-3]"' in text
+    assert 'layer=~"[0-3]", layer!~"2"' in text
