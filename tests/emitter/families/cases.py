@@ -298,7 +298,7 @@ def _dac_run(quantizer: nn.Module, z: Tensor) -> tuple[Tensor, Tensor, list[Tens
 CODECS = [
     _codec(
         "encodec",
-        lambda: library("encodec.quantization", "encodec").ResidualVectorQuantizer(DIM, DEPTH, SIZE, kmeans_iters=5),
+        lambda: library("encodec.quantization.vq", "encodec").ResidualVectorQuantizer(DIM, DEPTH, SIZE, kmeans_iters=5),
         _bandwidth,
         steps=8,
     ),

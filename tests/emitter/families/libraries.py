@@ -50,7 +50,7 @@ def audiocraft() -> Any:
         flashy.distrib = types.SimpleNamespace(broadcast_tensors=lambda _tensors: None)  # type: ignore[attr-defined]
         sys.modules["flashy"] = flashy
     skeleton("audiocraft")
-    return importlib.import_module("audiocraft.quantization")
+    return importlib.import_module("audiocraft.quantization.vq")
 
 
 def library(name: str, *packages: str) -> Any:
