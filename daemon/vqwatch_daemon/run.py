@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vqwatch.wire import Codebooks, Codes, Evaluation, Goodbye, Hello, Layer, Reconstruction, Step
 from vqwatch.wire import Message as AnyMessage
+from vqwatch_daemon.limits import Names
 from vqwatch_daemon.readings import Readings, Series, one
 from vqwatch_daemon.sections import reconstruction
 from vqwatch_daemon.sections.evaluation import Evaluations
@@ -45,6 +46,7 @@ class Run:
         self.started_at = now
         self.readings: Readings = {}
         self.ranks = Ranks()
+        self.names = Names()
         self.layers: tuple[Layer, ...] = ()
         self._window = window
         self._delay = 0.0
@@ -65,6 +67,7 @@ class Run:
 
         Raises :class:`Refused` for what cannot be used; nothing has changed then.
         """
+        message = self.names.admit(message)
         handler = _HANDLERS[type(message)]
         updates = [Update(*item) for item in handler(self, message, now)]
         for update in updates:
@@ -84,6 +87,7 @@ class Run:
                 }
             self.layers = message.layers
         self.ranks.hello(message, now)
+        self.snapshots.resume()
         info: Series = {(layer.name, layer.kind, layer.family): 1.0 for layer in self.layers}
         return [(max(self.ranks.furthest, 0), {"codebook_info": info, **self.training.nonfinite()})]
 
@@ -142,6 +146,8 @@ class Run:
             overdue += [self._settled(*item) for item in self.use.overdue(now, PATIENCE_SECONDS)]
         presence = self.ranks.readings(now)
         presence["message_delay_seconds"] = one(self._delay)
+        if self.names.dropped:
+            presence["series_dropped_total"] = {(label,): float(n) for label, n in self.names.dropped.items()}
         state = self.ranks.state_name(now)
         presence["run_info"] = {(state, str(self.ranks.world_size), str(len(self.layers))): 1.0}
         updates = [Update(*item) for item in overdue] + [Update(max(self.ranks.furthest, 0), presence)]
@@ -172,6 +178,7 @@ class Run:
                 name: [[*labels, value] for labels, value in series.items()] for name, series in self.readings.items()
             },
             "ranks": self.ranks.state(),
+            "names": self.names.state(),
             "training": self.training.state(),
             "use": self.use.state(),
             "snapshots": self.snapshots.state(),
@@ -190,6 +197,7 @@ class Run:
             name: {tuple(labels): value for *labels, value in series} for name, series in state["readings"].items()
         }
         self.ranks.restore(state["ranks"])
+        self.names.restore(state["names"])
         self.training.restore(state["training"])
         self.use.restore(state["use"])
         self.snapshots.restore(state["snapshots"])

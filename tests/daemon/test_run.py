@@ -290,3 +290,16 @@ def test_drops_that_an_emitter_reports_survive_its_restart() -> None:
     run.apply(resumed.hello(layers(2, SIZE)), 1.0)
     run.apply(resumed.step(2, dropped={"codes:busy": 2}), 1.0)
     assert changed(run.tick(1.0))["emitter_dropped_total"] == {("0", "codes", "busy"): 5.0}
+
+
+def test_a_codebook_drawn_anew_by_a_resumed_run_is_told_from_one_that_learned_for_long() -> None:
+    run, [trainer] = opened(stack=1)
+    rng = np.random.default_rng(0)
+    books = [rng.normal(size=(SIZE, 4)).astype(np.float32) for _ in range(3)]
+    run.apply(trainer.codebooks(100, codebook={"0": books[0]}), 0.0)
+    far = changed(run.apply(trainer.codebooks(600, codebook={"0": books[1]}), 0.0))
+    assert "codebook_reinitialised_ratio" not in far
+    resumed = Trainer(session="t")
+    run.apply(resumed.hello(layers(1, SIZE)), 1.0)
+    anew = changed(run.apply(resumed.codebooks(900, codebook={"0": books[2]}), 1.0))
+    assert anew["codebook_reinitialised_ratio"]["0",] > 0.5

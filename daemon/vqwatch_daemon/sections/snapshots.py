@@ -34,6 +34,9 @@ SURVIVAL_EVIDENCE: Final = 10
 SURVIVAL_MEMORY: Final = 200
 """Judged codes after which survival is counted anew, so that it follows the training."""
 
+REINITIALISED_WITHIN_STEPS: Final = 100
+"""Within a session, snapshots further apart than this do not tell a re-initialisation from ordinary learning."""
+
 SKETCH_STEPS: Final = 4
 """Steps whose sketches wait for the other ranks."""
 
@@ -51,6 +54,7 @@ class _Book:
     unreplaced: Unreplaced | None = None
     revived: int = 0
     threshold: float | None = None
+    resumed: bool = False
     latents: NDArray[Any] | None = field(default=None, repr=False)
 
 
@@ -155,13 +159,14 @@ class Snapshots:
             _put(readings, "codebook_norm_to_latent_ratio", name, fit.norm_ratio)
             _put(readings, "codebook_latent_mean_distance_ratio", name, fit.mean_distance_ratio)
             _put(readings, "codebook_latent_variance_ratio", name, fit.variance_ratio)
-        before = book.codebook
-        book.codebook = (step, codebook)
+        before, resumed = book.codebook, book.resumed
+        book.codebook, book.resumed = (step, codebook), False
         if before is None or before[1].shape != codebook.shape:
             return
         # Between two sessions the step may go back: how far rows moved is still told, the pace is not.
         motion = ema.motion(before[1], codebook, max(1, step - before[0]))
-        _put(readings, "codebook_reinitialised_ratio", name, motion.reinitialised_ratio)
+        if resumed or step - before[0] <= REINITIALISED_WITHIN_STEPS:
+            _put(readings, "codebook_reinitialised_ratio", name, motion.reinitialised_ratio)
         if step > before[0]:
             _put(readings, "ema_movement", name, motion.movement)
             _put(readings, "ema_relative_movement_ratio", name, motion.relative)
@@ -220,6 +225,11 @@ class Snapshots:
         if book.threshold:
             share = book.unreplaced.update(later.step, later.cluster_size, book.threshold, found.mask)
             _put(readings, "ema_unreplaced_ratio", name, share)
+
+    def resume(self) -> None:
+        """A new session begins: the next snapshot is compared with the last one before, however far apart."""
+        for book in self._books.values():
+            book.resumed = True
 
     def rewind(self) -> None:
         """Training has gone back to a checkpoint: pairs and ages do not reach across."""
