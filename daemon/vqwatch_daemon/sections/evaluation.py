@@ -1,84 +1,39 @@
-"""Full validation passes of one run: every batch in, statistics over all samples out.
+"""Full validation passes of one run: messages of several ranks in, readings of whole passes out.
 
-Statistics are over samples, not over batches of unequal size. Code usage is over the whole pass, without window; its
-distance to the training window's usage is what hides behind assignments that are balanced in training only.
+A pass is known by its name and step. It is read when every rank that began it has ended it, and read again, as one,
+when a further rank ends. Only whole passes count: a part that is missing, a session that was abandoned or a beginning
+that nobody saw makes no readings.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqwatch.wire import Evaluation, Layer
 from vqwatch_daemon.arrays import as_array, as_floats, as_mask
-from vqwatch_daemon.metrics import codebook, entropy
-from vqwatch_daemon.metrics.counting import count_assignments
-from vqwatch_daemon.metrics.identifiers import IdentifierSample
-from vqwatch_daemon.metrics.reconstruction import reconstruction
 from vqwatch_daemon.readings import Readings, one
+from vqwatch_daemon.sections.corpus import Corpus
 from vqwatch_daemon.sections.refused import Refused
 
-OPEN_PASSES: Final = 4
-"""Passes that may be under way at once; the oldest is given up for a fifth."""
+PASSES_KEPT: Final = 4
+"""Passes that are under way or may be joined by further ranks; the oldest is given up for a fifth."""
 
-IDENTIFIERS_KEPT: Final = 1 << 18
-"""Identifiers of a pass that are compared with each other: all of them up to here, a random sample beyond."""
-
-SCORES: Final = {
-    "mse": "mse",
-    "snr_db": "snr_db",
-    "cosine_similarity": "cosine",
-    "temporal_consistency": "temporal",
-    "spectral_distance_db": "spectral_db",
-}
-
-
-@dataclass(slots=True)
-class Spread:
-    """Count, mean, variance and range of values that come in batches; adds up without keeping them (Chan 1979)."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    low: float = float("inf")
-    high: float = float("-inf")
-
-    def add(self, values: NDArray[np.float64]) -> None:
-        """Take in values; nan ones are no evidence and are left out."""
-        known = values[~np.isnan(values)].astype(np.float64)
-        if not known.size:
-            return
-        mean = float(known.mean())
-        total = self.count + known.size
-        shift = mean - self.mean
-        self.squares += float(((known - mean) ** 2).sum()) + shift * shift * self.count * known.size / total
-        self.mean += shift * known.size / total
-        self.count = total
-        self.low, self.high = min(self.low, float(known.min())), max(self.high, float(known.max()))
-
-    def statistics(self) -> dict[str, float]:
-        """Return mean, population standard deviation, minimum and maximum; empty without values."""
-        if not self.count:
-            return {}
-        deviation = (max(self.squares, 0.0) / self.count) ** 0.5
-        return {"mean": self.mean, "std": deviation, "min": self.low, "max": self.high}
+_Key: TypeAlias = tuple[str, int]
 
 
 @dataclass(slots=True)
 class Pass:
-    """One pass over the validation set, as far as it has come."""
+    """One pass as far as it has come: batches of each rank, and the ranks that are through."""
 
-    counts: NDArray[np.int64]
-    identifiers: IdentifierSample
-    scores: dict[str, Spread] = field(default_factory=dict)
-    scalars: dict[str, Spread] = field(default_factory=dict)
-    ranks: set[int] = field(default_factory=set)
+    corpus: Corpus
+    parts: dict[int, int] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
-    samples: int = 0
 
 
 class Evaluations:
@@ -87,123 +42,85 @@ class Evaluations:
     def __init__(self, layers: tuple[Layer, ...]) -> None:
         self._rows = {layer.name: row for row, layer in enumerate(layers)}
         self._sizes = np.array([layer.size for layer in layers], np.int64)
-        self._passes: dict[tuple[str, int], Pass] = {}
-        self._rng = np.random.default_rng(0)
+        self._passes: dict[_Key, Pass] = {}
+        self._abandoned: deque[_Key] = deque(maxlen=64)
 
     def add(self, message: Evaluation, training: NDArray[np.int64]) -> Readings | None:
         """Take one part of a pass; return its readings when it has ended on every rank that began it.
 
         ``training`` [layers, codes] is the training window's usage. Raises :class:`Refused` for what does not fit.
         """
-        key = (message.name, message.step)
+        key, rank = (message.name, message.step), message.origin.rank
         if message.phase == "abandon":
             self._passes.pop(key, None)
+            self._abandoned.append(key)
             return None
+        if message.phase == "begin":
+            self._begin(key, rank)
         current = self._passes.get(key)
-        if current is None:
-            current = self._passes[key] = self._begin()
-        current.ranks.add(message.origin.rank)
+        if key in self._abandoned:
+            return None
+        if current is None or rank not in current.parts or rank in current.ended:
+            raise Refused("evaluation_begin", f"a part of evaluation {key} of rank {rank}, which did not begin one")
         if message.phase == "batch":
-            self._batch(current, message)
-        for name, value in message.scalars.items():
-            current.scalars.setdefault(name, Spread()).add(np.array([value]))
-        if message.phase != "end":
-            return None
-        current.ended.add(message.origin.rank)
-        if current.ended < current.ranks:
-            return None
-        del self._passes[key]
-        return self._read(current, message, training)
+            current.parts[rank] += 1
+            self._batch(current.corpus, message)
+        current.corpus.note(message.scalars)
+        return self._end(current, message, training) if message.phase == "end" else None
 
-    def _begin(self) -> Pass:
-        while len(self._passes) >= OPEN_PASSES:
-            del self._passes[next(iter(self._passes))]
-        counts = np.zeros((len(self._rows), int(self._sizes.max(initial=1))), np.int64)
-        return Pass(counts, IdentifierSample(max(1, len(self._rows)), IDENTIFIERS_KEPT, half_life=1e15))
+    def _begin(self, key: _Key, rank: int) -> None:
+        current = self._passes.get(key)
+        if current is not None and rank in current.parts:  # the same rank begins again: what it sent before is void
+            del self._passes[key]
+            current = None
+        if current is None:
+            if key in self._abandoned:
+                self._abandoned.remove(key)
+            while len(self._passes) >= PASSES_KEPT:
+                del self._passes[next(iter(self._passes))]
+            current = self._passes[key] = Pass(Corpus(self._sizes))
+        current.parts[rank] = 0
 
-    def _batch(self, current: Pass, message: Evaluation) -> None:
+    def _batch(self, corpus: Corpus, message: Evaluation) -> None:
         mask = as_mask(message.mask)
-        if message.original is not None and message.reconstructed is not None:
-            try:
-                found = reconstruction(as_floats(message.original), as_floats(message.reconstructed), mask)
-            except ValueError as error:
-                raise Refused("mask", str(error)) from error
-            current.samples += len(found.samples.mse)
-            for name, attribute in SCORES.items():
-                current.scores.setdefault(name, Spread()).add(getattr(found.samples, attribute))
-        if message.codes is not None:
-            self._count(current, message, mask)
-
-    def _count(self, current: Pass, message: Evaluation, mask: NDArray[np.bool_] | None) -> None:
-        assert message.codes is not None
         unknown = [name for name in message.layers if name not in self._rows]
         if unknown:
             raise Refused("unknown_layer", f"evaluation codes of {unknown}; announced: {list(self._rows)}")
-        rows = [self._rows[name] for name in message.layers]
-        indices = as_array(message.codes)
-        valid = mask if mask is not None and mask.shape == indices.shape[1:] else None
-        taken = count_assignments(indices, [int(self._sizes[row]) for row in rows], valid)
-        current.counts[rows, : taken.counts.shape[1]] += taken.counts
-        if rows == list(range(len(self._rows))):
-            current.identifiers.add(indices, self._rng, valid)
+        if message.original is not None and message.reconstructed is not None:
+            try:
+                corpus.compare(as_floats(message.original), as_floats(message.reconstructed), mask)
+            except ValueError as error:
+                raise Refused("mask", str(error)) from error
+        if message.codes is not None:
+            corpus.assign([self._rows[name] for name in message.layers], as_array(message.codes), mask)
+
+    def _end(self, current: Pass, message: Evaluation, training: NDArray[np.int64]) -> Readings | None:
+        rank = message.origin.rank
+        if current.parts[rank] != message.batch:
+            del self._passes[message.name, message.step]
+            raise Refused(
+                "evaluation_incomplete", f"rank {rank} sent {message.batch} parts, {current.parts[rank]} arrived"
+            )
+        current.ended.add(rank)
+        if len(current.ended) < len(current.parts):
+            return None
+        series: dict[tuple[str, ...], float] = dict(current.corpus.statistics(training).items())
+        return {"evaluation": series, "evaluation_step": one(message.step)}
 
     def state(self) -> dict[str, Any]:
         """Return the passes that are under way, numbers and arrays."""
         return {
             "passes": [
-                {
-                    "name": name,
-                    "step": step,
-                    "counts": current.counts.copy(),
-                    "identifiers": current.identifiers.state(),
-                    "scores": {key: astuple(spread) for key, spread in current.scores.items()},
-                    "scalars": {key: astuple(spread) for key, spread in current.scalars.items()},
-                    "ranks": sorted(current.ranks),
-                    "ended": sorted(current.ended),
-                    "samples": current.samples,
-                }
+                [name, step, current.corpus.state(), list(current.parts.items()), sorted(current.ended)]
                 for (name, step), current in self._passes.items()
+                if len(current.ended) < len(current.parts)
             ],
-            "random": self._rng.bit_generator.state,
+            "abandoned": [list(key) for key in self._abandoned],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state` of the same layers returned."""
-        for raw in state["passes"]:
-            current = self._passes[raw["name"], raw["step"]] = self._begin()
-            current.counts[:] = raw["counts"]
-            current.identifiers.restore(raw["identifiers"])
-            current.scores = {key: Spread(*values) for key, values in raw["scores"].items()}
-            current.scalars = {key: Spread(*values) for key, values in raw["scalars"].items()}
-            current.ranks, current.ended, current.samples = set(raw["ranks"]), set(raw["ended"]), raw["samples"]
-        self._rng.bit_generator.state = state["random"]
-
-    def _read(self, current: Pass, message: Evaluation, training: NDArray[np.int64]) -> Readings:
-        series: dict[tuple[str, ...], float] = {}
-        spreads = {**current.scores, **current.scalars}
-        if current.counts.any():
-            spreads.update(self._usage(current.counts, training))
-            sample = current.identifiers.compute()
-            for name in ("unique_ratio", "collision_ratio", "effective_count"):
-                spreads[f"identifier_{name}"] = _spread(np.array([getattr(sample, name)]))
-        for name, spread in spreads.items():
-            for stat, value in spread.statistics().items():
-                series[name, stat] = value
-        return {"evaluation": series, "evaluation_step": one(message.step)}
-
-    def _usage(self, counts: NDArray[np.int64], training: NDArray[np.int64]) -> dict[str, Spread]:
-        """Return usage over the whole pass as spreads over layers, and the distance to the training's usage."""
-        width = counts.shape[1]
-        shares = entropy.divide(counts, counts.sum(axis=1, keepdims=True))
-        trained = entropy.divide(training[:, :width], training[:, :width].sum(axis=1, keepdims=True))
-        return {
-            "codebook_utilization_ratio": _spread(codebook.utilization(counts, self._sizes)),
-            "codebook_perplexity": _spread(entropy.perplexity(counts)),
-            "codebook_usage_gap_ratio": _spread(np.abs(shares - trained).sum(axis=1) / 2),
-        }
-
-
-def _spread(values: NDArray[np.float64]) -> Spread:
-    spread = Spread()
-    spread.add(values)
-    return spread
+        for name, step, corpus, parts, ended in state["passes"]:
+            current = self._passes[name, step] = Pass(Corpus(self._sizes), dict(parts), set(ended))
+            current.corpus.restore(corpus)
+        self._abandoned.extend((name, step) for name, step in state["abandoned"])
