@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMPS := .make
+# An older release whose quantizers are other classes; the tests look for it here.
+OLD_FAMILY := vector-quantize-pytorch-1.14.24
 
 .PHONY: demo test lint types unit servers reference benchmarks fuzz soak clean
 
@@ -40,6 +42,7 @@ $(STAMPS)/demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(STAMPS)/dev: pyproject.toml constraints.txt tests/families.txt | $(VENV)/bin/python
 	$(PIP) install --constraint constraints.txt --editable ".[all,dev]"
 	$(PIP) install --constraint constraints.txt --no-deps --requirement tests/families.txt
+	$(PIP) install --no-deps --upgrade --target $(VENV)/families/$(OLD_FAMILY) vector-quantize-pytorch==1.14.24
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/demo
 
 clean:
