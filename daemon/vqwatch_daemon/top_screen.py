@@ -89,7 +89,7 @@ class Screen:
             f"  {tile['sign']} {_WORDS.get(tile['verdict'], tile['verdict'])}\n", style
         )
         body.append(f"{tile['detail']}\n", "dim")
-        body.append(spark(self._past.get((tile["metric"], tuple(tile["labels"])), ()), 18), style)
+        body.append(spark(self._past.get((tile["metric"], tuple(tile["labels"])), ()), 15), style)
         return Panel(body, title=Text(tile["title"]), title_align="left", border_style=style)
 
     def _layers(self, view: View) -> RenderableType:
@@ -121,7 +121,8 @@ def spark(values: Iterable[float], width: int) -> str:
     if not known:
         return "✕" * len(shown)
     low, high = min(known), max(known)
-    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    span = max(high - low, 0.01 * max(abs(high), abs(low)))  # noise below 1 % is a flat line
+    scale = (len(BLOCKS) - 1) / span if span > 0 else 0.0
     return "".join(BLOCKS[int((v - low) * scale)] if math.isfinite(v) else "✕" for v in shown)
 
 
