@@ -62,7 +62,7 @@ class Backlog:
         """Number and hold a message; return how many older ones it pushed out (their loss is the caller's to count)."""
         first = self.first
         frames = encode(self.following, first)
-        size = sum(memoryview(frame).nbytes for frame in frames)
+        size = len(frames[0]) if len(frames) == 1 else sum(memoryview(frame).nbytes for frame in frames)
         self._held.append(Held(self.following, frames, size, first, encode))
         self.following += 1
         self.size_bytes += size

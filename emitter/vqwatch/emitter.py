@@ -46,11 +46,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vqwatch")
 
-SEND_SECONDS: Final = 0.04
+SEND_SECONDS: Final = 0.06
 SEND_PENDING: Final = 8
 """Steps on a device are sent several at a time, this often or so many: what is warm in the caches costs a third."""
-
-_ORDINARY: Final = {kinds.SCALARS, kinds.CODES}
 
 MOST_PENDING: Final = 256
 """Steps whose copies may be under way at once."""
@@ -287,7 +285,7 @@ class Emitter:
             grad_norm=grad_norm, lr=lr,
         )  # fmt: skip
         self._in_kinds += sum(entry.costs.values())
-        self._stage(entry, due == _ORDINARY and lr is None, codes, tapped, mask)
+        self._stage(entry, due <= kinds.ORDINARY and lr is None, kinds.CODES in due, codes, tapped, mask)
         self._steps += 1
         self._expect()
         self._own_seconds += time.monotonic() - started
@@ -332,11 +330,11 @@ class Emitter:
             self.complaints.dropped[f"{kind}:{reason}"] += 1
         return due & {kinds.SCALARS, kinds.ENERGIES}
 
-    def _stage(self, entry: Entry, ordinary: bool, codes: Any, tapped: Any, mask: Any) -> None:
+    def _stage(self, entry: Entry, ordinary: bool, with_codes: bool, codes: Any, tapped: Any, mask: Any) -> None:
         """Begin the copies of what is on a device, and take what is on the host."""
         self._stage_each(entry)
         if ordinary and entry.slot is not None and self._capture.staging is not None:
-            self._learn(self._capture.staging, entry, codes, tapped, mask)
+            self._learn(self._capture.staging, entry, with_codes, codes, tapped, mask)
         entry.sources = []
         entry.scalars.tensors = []
         if len(self._pending) >= MOST_PENDING:
@@ -344,7 +342,7 @@ class Emitter:
             return
         self._pending.append(entry)
 
-    def _learn(self, staging: Staging, entry: Entry, codes: Any, tapped: Any, mask: Any) -> None:
+    def _learn(self, staging: Staging, entry: Entry, with_codes: bool, codes: Any, tapped: Any, mask: Any) -> None:
         if self._routines is None:
             from .routine import Routines
 
@@ -352,7 +350,7 @@ class Emitter:
             if any("name" in group for group in groups):
                 return
             self._routines = Routines(self._plan, staging, self._collector, self._pending, groups)
-        self._routines.learn(entry, codes, tapped, mask)
+        self._routines.learn(entry, with_codes, codes, tapped, mask)
 
     def _stage_each(self, entry: Entry) -> None:
         waiting: list[tuple[Item, list[Any]]] = []
@@ -424,18 +422,19 @@ class Emitter:
         return total
 
     def _step_message(self, entry: Entry) -> Callable[[int, int], list[Frame]]:
-        scalars = entry.scalars
-        energies = entry.energies()
+        known = entry.scalars.known
+        nothing: dict[str, float] = {}
+        losses, norms, rates = known.get(LOSS, nothing), known.get(NORM, nothing), known.get(RATE, nothing)
+        modules = known.get(MODULE, nothing)
+        energies = entry.energies() if entry.rows else {}
         input_energy = energies.pop("", None)
-        dropped = dict(self.complaints.dropped)
-        every = dict(self._plan.every)
-        overhead = self._plan.overhead
+        origin, plan, dropped = self._origin, self._plan, self.complaints.dropped
 
         def make(seq: int, first: int) -> list[Frame]:
             return encode(
                 Step(
-                    self._origin, seq, first, entry.time_ns, entry.step, scalars.group(LOSS), scalars.one(NORM),
-                    scalars.group(MODULE), scalars.group(RATE), input_energy, energies, None, dropped, every, overhead,
+                    origin, seq, first, entry.time_ns, entry.step, losses, norms.get(""), modules, rates, input_energy,
+                    energies, None, dropped, plan.every, plan.overhead,
                 )
             )  # fmt: skip
 
@@ -469,6 +468,16 @@ class Emitter:
     def dropped(self) -> dict[str, int]:
         """Return what was left out so far, by "kind:reason"."""
         return dict(self.complaints.dropped)
+
+    @property
+    def every(self) -> dict[str, int]:
+        """Return the present cadence of each kind, in steps."""
+        return dict(self._plan.every)
+
+    @property
+    def overhead(self) -> float | None:
+        """Return the emitter's own host time over the step time, a moving average; None before it is known."""
+        return self._plan.overhead
 
     @property
     def staged_bytes(self) -> int:

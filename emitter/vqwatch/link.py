@@ -212,6 +212,8 @@ class Link:
             at_most -= 1
 
     def _send_held(self, frames: list[Frame], size: int) -> bool:
+        if len(frames) == 1:
+            return self._send(frames, size, 0) is not None
         large = sum(nbytes for frame in frames[1:] if (nbytes := memoryview(frame).nbytes) >= ZERO_COPY_BYTES)
         if size > ZERO_COPY_BYTES and self._held_bytes() + size > self._send_bytes and self._in_flight:
             return False  # goes out later: it stays in the backlog

@@ -39,18 +39,25 @@ class Routine:
     __slots__ = ("codes_dtype", "items", "layers", "mask", "moved", "names", "norm", "outgoing", "scalar_dtypes")
 
     def __init__(
-        self, entry: Entry, codes: torch.Tensor | None, tapped: Sequence[tuple[str, torch.Tensor]], mask: Any
+        self,
+        entry: Entry,
+        codes: torch.Tensor | None,
+        tapped: Sequence[tuple[str, torch.Tensor]],
+        mask: Any,
+        with_codes: bool = True,
     ) -> None:
         self.names = [name for group, name in entry.scalars.names if group == LOSS]
         self.norm = len(self.names) < len(entry.scalars.names)
         self.scalar_dtypes = [tensor.dtype for tensor in entry.scalars.tensors]
-        self.items: list[Item] = entry.items
-        self.outgoing: list[tuple[str, Build]] = entry.outgoing
-        self.layers = None if codes is not None else [layer for layer, _ in tapped]
-        self.codes_dtype = entry.sources[0].dtype
+        self.items: list[Item] = entry.items if with_codes else []
+        self.outgoing: list[tuple[str, Build]] = entry.outgoing if with_codes else []
+        self.layers = [layer for layer, _ in tapped] if codes is None else None
         self.mask = None if mask is None else (mask.shape, mask.dtype)
-        first = entry.sources[0]
-        self.moved = codes is not None and (first.shape != codes.shape or first.stride() != codes.stride())
+        self.codes_dtype = entry.sources[0].dtype if with_codes else None
+        self.moved = False
+        if codes is not None:
+            first = entry.sources[0]
+            self.moved = first.shape != codes.shape or first.stride() != codes.stride()
 
 
 class Taken:
@@ -80,7 +87,8 @@ class Taken:
         entry.time_ns = self.time_ns
         entry.slot = self.slot
         entry.outgoing = routine.outgoing
-        entry.costs[schedule.CODES] = self.seconds / 2
+        if routine.items:
+            entry.costs[schedule.CODES] = self.seconds / 2
         scalars.names = [(LOSS, name) for name in routine.names]
         if routine.norm:
             scalars.names.append((NORM, ""))
@@ -114,15 +122,16 @@ class Routines:
         """Take a step that is as ordinary as one before; return False, with nothing done, where it is not."""
         started = time.monotonic()
         plan, collector = self._plan, self._collector
-        if type(step) is not int or not plan.last < step < plan.next_special or not plan.ordinary or collector.norms:
+        if type(step) is not int or not plan.last < step < plan.next_special or collector.norms:
             return False
         if type(losses) is not dict or self._owner != threading.get_ident() or _is_capturing():
             return False
         tapped = collector.tapped
-        if codes is None:
-            if not tapped:
-                return False
-            routine = self._routines.get(tapped[0][1].shape)
+        with_codes = plan.codes_due(step)
+        if not with_codes:
+            routine = self._routines.get(None)
+        elif codes is None:
+            routine = self._routines.get(tapped[0][1].shape) if tapped else None
         elif type(codes) is _Tensor:
             routine = self._routines.get(codes.shape)
         else:
@@ -149,7 +158,9 @@ class Routines:
             return False
         if names != routine.names or [value.dtype for value in given] != routine.scalar_dtypes:
             return False
-        if codes is not None:
+        if not with_codes:
+            pass
+        elif codes is not None:
             if routine.layers is not None or codes.dtype is not routine.codes_dtype or not codes.is_cuda:
                 return False
             given.append(codes.movedim(-1, 0) if routine.moved else codes)
@@ -161,11 +172,11 @@ class Routines:
                 if indices.shape != shape or indices.dtype is not routine.codes_dtype or not indices.is_cuda:
                     return False
                 given.append(indices)
-        if mask is not None:
+        if with_codes and mask is not None:
             if type(mask) is not _Tensor or (mask.shape, mask.dtype) != routine.mask or not mask.is_cuda:
                 return False
             given.append(mask)
-        elif routine.mask is not None:
+        elif with_codes and routine.mask is not None:
             return False
         rates = [group["lr"] for group in self._groups]
         for rate in rates:
@@ -192,27 +203,31 @@ class Routines:
         self.own_seconds += taken.seconds
         return True
 
-    def learn(self, entry: Entry, codes: Any, tapped: Sequence[tuple[str, torch.Tensor]], mask: Any) -> None:
+    def learn(
+        self, entry: Entry, with_codes: bool, codes: Any, tapped: Sequence[tuple[str, torch.Tensor]], mask: Any
+    ) -> None:
         """Keep what the general way made of a step, if a routine can do the same for the next of its kind."""
-        arrays = [indices for _, indices in tapped] if codes is None else [codes]
-        if mask is not None:
-            arrays.append(mask)
         sources, items, numbers = entry.sources, entry.items, entry.scalars.tensors
-        if len(sources) != len(arrays) or len(items) != 1 + (mask is not None) or not numbers:
-            return
-        if any(type(array) is not _Tensor or not array.is_cuda for array in arrays) or any(
-            item.on_host for item in items
-        ):
-            return
         groups = [group for group, _ in entry.scalars.names]
-        if groups not in ([LOSS] * len(groups), [LOSS] * (len(groups) - 1) + [NORM]):
+        if not numbers or groups not in ([LOSS] * len(groups), [LOSS] * (len(groups) - 1) + [NORM]):
             return
-        if any(group not in (LOSS, NORM, RATE) for group in entry.scalars.known) or NORM in entry.scalars.known:
+        if any(group not in (LOSS, RATE) for group in entry.scalars.known):
             return
-        if mask is not None and sources[-1].shape != mask.shape:
-            return
-        if codes is not None and sources[0].shape not in (codes.shape, codes.movedim(-1, 0).shape):
-            return
+        arrays: list[Any] = []
+        if with_codes:
+            arrays = [indices for _, indices in tapped] if codes is None else [codes]
+            if mask is not None:
+                arrays.append(mask)
+            if len(sources) != len(arrays) or len(items) != 1 + (mask is not None):
+                return
+            if any(type(array) is not _Tensor or not array.is_cuda for array in arrays):
+                return
+            if mask is not None and sources[-1].shape != mask.shape:
+                return
+            if codes is not None and sources[0].shape not in (codes.shape, codes.movedim(-1, 0).shape):
+                return
         if len(self._routines) >= MOST_ROUTINES:
             self._routines.clear()
-        self._routines[arrays[0].shape] = Routine(entry, codes, tapped, mask)
+        if with_codes:
+            self._routines[arrays[0].shape] = Routine(entry, codes, tapped, mask)
+        self._routines[None] = Routine(entry, None, (), None, with_codes=False)

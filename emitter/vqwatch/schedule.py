@@ -30,6 +30,9 @@ of steps.
 
 EVERYTHING: Final[Mapping[str, int]] = MappingProxyType(dict.fromkeys(DEFAULT_EVERY, 1))
 
+ORDINARY: Final = frozenset({SCALARS, CODES})
+"""Kinds that the ordinary step has."""
+
 LARGE: Final = frozenset({CODEBOOKS, RECONSTRUCTION})
 """Kinds whose arrays are large and seldom taken."""
 
@@ -79,8 +82,7 @@ class Schedule:
 
     Cadences are counted on the step number, so that ranks capture at the same steps, also while they stretch.
 
-    ``last`` is the latest step, and up to ``next_special`` nothing is due but what is due at every step: if
-    ``ordinary``, numbers and codes.
+    ``last`` is the latest step, and before ``next_special`` nothing is due but numbers and codes.
 
     >>> schedule = Schedule({"codes": 1, "codebooks": 10}, budget=1.0)
     >>> [sorted(schedule.due(step)) for step in (0, 1, 12)]
@@ -98,8 +100,7 @@ class Schedule:
         self.every: dict[str, int] = dict(self._base)
         self.last = -1
         self.next_special = 0
-        self.ordinary = False
-        self._always: frozenset[str] = frozenset()
+        self._codes_every = 0
         self._costs: dict[str, float] = {}
         self._fixed = 0.0
         self._step_seconds = 0.0
@@ -108,33 +109,34 @@ class Schedule:
 
     def due(self, step: int) -> frozenset[str]:
         """Return the kinds to capture at this step, and remember it as the latest."""
-        last, self.last = self.last, step
-        if last < step < self.next_special:
-            return self._always
+        last = self.last
         if last < 0 or step < last:
             found = frozenset(self.every)
         else:
             found = frozenset([kind for kind in self.every if self._is_due(kind, step, last)])
+        self.last = step
         self._look_ahead(step)
         return found
+
+    def codes_due(self, step: int) -> bool:
+        """Return whether codes are to be captured at this step, which is later than the latest."""
+        every = self._codes_every
+        return every == 1 or (every > 0 and step // every != self.last // every)
 
     def expects(self, kind: str) -> bool:
         """Return whether ``kind`` will be due if the next step's number is one more than the latest."""
         if self.last < 0:
             return kind in self.every
-        if self.last + 1 < self.next_special:
-            return kind in self._always
         return kind in self.every and self._is_due(kind, self.last + 1, self.last)
 
     def _look_ahead(self, step: int) -> None:
-        """Work out what is due at every step, and the next step at which anything else is."""
-        self._always = frozenset([kind for kind, every in self.every.items() if every == 1])
-        self.ordinary = self._always == {SCALARS, CODES}
+        """Work out the next step at which more is due than numbers and codes."""
+        self._codes_every = self.every.get(CODES, 0)
         self.next_special = min(
             [
                 ((step - _OFFSETS.get(kind, 0)) // every + 1) * every + _OFFSETS.get(kind, 0)
                 for kind, every in self.every.items()
-                if every > 1
+                if kind not in ORDINARY
             ],
             default=step + (1 << 62),
         )

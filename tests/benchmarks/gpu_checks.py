@@ -1,8 +1,8 @@
 """Checks of the emitter that need a CUDA device: run on one by ``python tests/benchmarks/gpu_checks.py``.
 
-Shows that ``step()`` synchronises nothing (``torch.cuda.set_sync_debug_mode("error")``), allocates nothing after warm-up,
-delivers exactly what the tensors held at that step although they change right after, and leaves training bit-identical;
-then prints which calls its host time goes to. Exit code 1 if a check fails.
+Shows that ``step()`` synchronises nothing (``torch.cuda.set_sync_debug_mode("error")``), allocates nothing after
+warm-up, delivers exactly what the tensors held at that step although they change right after, and leaves training
+bit-identical; then prints which calls its host time goes to. Exit code 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -197,9 +197,8 @@ def allocates_nothing_after_warm_up(peer: Peer) -> str:
     watch.close(0.0)
     assert marks[0][1:] == marks[1][1:], marks
     assert abs(marks[0][0] - marks[1][0]) < 1 << 20, marks
-    return (
-        f"staging {marks[1][2] / 2**20:.1f} MiB a side, pinned {marks[1][1] / 2**20:.1f} MiB, both flat from 200 to 400"
-    )
+    device, pinned = (value / 2**20 for value in marks[1][2:])
+    return f"staging {device:.1f} MiB on the device and {pinned:.1f} MiB pinned, flat from step 200 to 400"
 
 
 def leaves_training_bit_identical(peer: Peer) -> str:
@@ -326,8 +325,8 @@ def main() -> int:
     arguments = parser.parse_args()
     print(torch.__version__, torch.cuda.get_device_name(), zmq.zmq_version())
     checks: list[Callable[[Peer], str]] = [
-        takes_odd_inputs, is_still_while_a_graph_is_captured, delivers_what_the_tensors_held, delivers_ordinary_steps, never_synchronises,
-        allocates_nothing_after_warm_up, leaves_training_bit_identical,
+        takes_odd_inputs, is_still_while_a_graph_is_captured, delivers_what_the_tensors_held, delivers_ordinary_steps,
+        never_synchronises,         allocates_nothing_after_warm_up, leaves_training_bit_identical,
     ]  # fmt: skip
     failed = 0
     for check in checks if not arguments.skip_checks else []:

@@ -1,0 +1,273 @@
+"""What watching costs the training: ``python tests/benchmarks/overhead.py --json overhead.json``.
+
+In one process, each with a model of its own, in short blocks in random order: training alone (twice: their difference is
+the noise), with vqwatch as it comes, with vqwatch taking everything at every step, with the proposal's monitors, with
+the same readings by ``.item()`` into TensorBoard with histograms, and into ``wandb`` offline. A block ends with a
+synchronisation, so that work left to the device counts. The overhead is the median over rounds of block time over the
+mean of the two bare blocks of the same round. A stand-in for the daemon runs as a process of its own and acknowledges.
+
+Needs a CUDA device for the two sizes that the goals are stated for; without one it runs a small model on the CPU and
+says so. TensorBoard and wandb are left out where they are not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from proposal_monitors import CodebookUse, EmaBuffers, loss_ratios, reconstruction, training_step
+from workload import SIZES, Training
+
+import vqwatch
+
+Watch = Callable[[int, dict[str, Any]], None]
+BARE = ("bare", "bare again")
+EVERYTHING = dict.fromkeys(("codes", "clusters", "codebooks", "reconstruction", "gradients", "energies"), 1)
+
+
+@dataclass
+class Row:
+    """One variant: milliseconds a step in each block, and microseconds of each call of its monitor."""
+
+    name: str
+    blocks: list[float] = field(default_factory=list)
+    calls: list[float] = field(default_factory=list)
+    device_microseconds: float | None = None
+
+
+class Variant:
+    """A training, and what watches it."""
+
+    def __init__(self, name: str, training: Training, watch: Watch | None) -> None:
+        self.row = Row(name)
+        self.training = training
+        self._watch = watch
+        self._steps = 0
+
+    def block(self, steps: int) -> None:
+        """Train some steps, watched, and note how long they took until the device was done."""
+        settle(self.training.device)
+        started = time.perf_counter()
+        for _ in range(steps):
+            out = self.training.step()
+            if self._watch is not None:
+                before = time.perf_counter()
+                self._watch(self._steps, out)
+                self.row.calls.append(1e6 * (time.perf_counter() - before))
+            self._steps += 1
+        settle(self.training.device)
+        self.row.blocks.append(1e3 * (time.perf_counter() - started) / steps)
+
+    def device_time(self, steps: int) -> None:
+        """Note how long the device is busy with the monitor on the training's stream, a step."""
+        pairs = []
+        for _ in range(steps):
+            out = self.training.step()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            if self._watch is not None:
+                self._watch(self._steps, out)
+            end.record()
+            self._steps += 1
+            pairs.append((begin, end))
+        torch.cuda.synchronize()
+        self.row.device_microseconds = 1e3 * statistics.mean(begin.elapsed_time(end) for begin, end in pairs)
+
+
+def settle(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def sink(folder: str) -> Iterator[str]:
+    """Run the stand-in for the daemon; yield its endpoint."""
+    endpoint = f"ipc://{folder}/sink.sock"
+    command = [sys.executable, str(Path(__file__).with_name("sink.py")), endpoint]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield endpoint
+        print("the stand-in for the daemon:", process.communicate()[0].strip())
+
+
+def with_vqwatch(stack: ExitStack, training: Training, endpoint: str, **options: Any) -> tuple[Watch, vqwatch.Emitter]:
+    """Return a watch by vqwatch."""
+    emitter = vqwatch.attach(training.model, training.optimizer, endpoint=endpoint, run="overhead", **options)
+    stack.callback(emitter.close)
+    return (lambda step, out: emitter.step(step, **out)), emitter
+
+
+def with_proposal(training: Training) -> Watch:
+    """Return the proposal's monitors, every step, as its integration has them."""
+    use = CodebookUse(training.size.codebooks, training.size.codes)
+    buffers = EmaBuffers(list(training.model.layers))
+
+    def watch(_step: int, out: dict[str, Any]) -> None:
+        use.update(out["codes"].reshape(-1, training.size.codebooks))
+        buffers.update()
+        reconstruction(out["original"], out["reconstructed"].detach(), out["mask"])
+        losses = {name: value.detach() for name, value in out["losses"].items()}
+        training_step(training.model, training.optimizer, losses)
+        loss_ratios(losses)
+
+    return watch
+
+
+def readings(training: Training, out: dict[str, Any]) -> dict[str, float]:
+    """Return the usual readings the usual way: a number for each, by ``.item()``."""
+    found = {f"loss/{name}": value.item() for name, value in out["losses"].items()}
+    found["gradient_norm"] = out["grad_norm"].item()
+    for layer in range(training.size.codebooks):
+        counts = torch.bincount(out["codes"][..., layer].flatten(), minlength=training.size.codes)
+        shares = counts / counts.sum()
+        found[f"codebook/{layer}/utilization"] = (counts > 0).float().mean().item()
+        found[f"codebook/{layer}/perplexity"] = torch.exp(-torch.xlogy(shares, shares).sum()).item()
+    found.update(reconstruction(out["original"], out["reconstructed"].detach(), out["mask"]))
+    return found
+
+
+def with_tensorboard(stack: ExitStack, training: Training, folder: str) -> Watch | None:
+    """Return a watch by ``.item()`` and TensorBoard: scalars, and a histogram of every layer's codes."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    writer = SummaryWriter(folder)
+    stack.callback(writer.close)
+
+    def watch(step: int, out: dict[str, Any]) -> None:
+        for name, value in readings(training, out).items():
+            writer.add_scalar(name, value, step)
+        for layer in range(training.size.codebooks):
+            writer.add_histogram(f"codes/{layer}", out["codes"][..., layer], step)
+
+    return watch
+
+
+def with_wandb(stack: ExitStack, training: Training, folder: str) -> Watch | None:
+    """Return a watch by ``.item()`` and wandb, offline."""
+    try:
+        import wandb
+    except ImportError as error:
+        print(f"wandb: {error}")
+        return None
+    os.environ.update(WANDB_SILENT="true", WANDB_MODE="offline", WANDB_DIR=folder, WANDB_CONSOLE="off")
+    run = wandb.init(project="overhead", mode="offline", dir=folder)
+    stack.callback(run.finish)
+    return lambda step, out: run.log(readings(training, out), step=step)
+
+
+def measure(size: str, device: torch.device, rounds: int, steps: int, seed: int) -> tuple[list[Row], list[str]]:
+    """Return the rows of one size, and notes."""
+    notes: list[str] = []
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        endpoint = stack.enter_context(sink(folder))
+        variants: list[Variant] = [Variant(name, Training(SIZES[size], device), None) for name in BARE]
+
+        def add(name: str, make: Callable[[Training], Watch | None]) -> None:
+            training = Training(SIZES[size], device)
+            watch = make(training)
+            if watch is None:
+                notes.append(f"{name}: not installed, left out")
+            else:
+                variants.append(Variant(name, training, watch))
+
+        emitters: dict[str, vqwatch.Emitter] = {}
+
+        def ours(name: str, **options: Any) -> None:
+            def make(training: Training) -> Watch:
+                watch, emitters[name] = with_vqwatch(stack, training, endpoint, **options)
+                return watch
+
+            add(name, make)
+
+        ours("vqwatch, defaults")
+        ours("vqwatch, everything every step", every=EVERYTHING, budget=float("inf"))
+        add("the proposal's monitors", with_proposal)
+        add(".item() + TensorBoard histograms", lambda t: with_tensorboard(stack, t, f"{folder}/tensorboard"))
+        add(".item() + wandb.log, offline", lambda t: with_wandb(stack, t, folder))
+        for variant in variants:
+            variant.block(max(steps, 60))
+            variant.row.blocks.clear()
+            variant.row.calls.clear()
+        shuffled = random.Random(seed)
+        for _ in range(rounds):
+            for variant in shuffled.sample(variants, len(variants)):
+                variant.block(steps)
+        if device.type == "cuda" and size == "gpu-bound":  # elsewhere the device waits for the host in between
+            for variant in variants[:4]:
+                variant.device_time(100)
+        for name, emitter in emitters.items():
+            notes.append(
+                f"{name}: cadence {emitter.every}, dropped {emitter.dropped}, its own ratio {emitter.overhead}, "
+                f"staging {emitter.staged_bytes / 2**20:.0f} MiB on the device, {emitter.pinned_bytes / 2**20:.0f} pinned"
+            )
+    return [variant.row for variant in variants], notes
+
+
+def relative(row: Row, rows: list[Row]) -> list[float]:
+    """Return each block's time over the mean of the bare blocks of its round, less one."""
+    bare = [statistics.mean(pair) for pair in zip(*(other.blocks for other in rows if other.name in BARE), strict=True)]
+    return [block / base - 1 for block, base in zip(row.blocks, bare, strict=True)]
+
+
+def table(rows: list[Row]) -> str:
+    """Return the table, in Markdown."""
+    lines = [
+        "| variant | ms a step | overhead | quartiles | call p50 µs | call p99 µs | device µs a step |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        ratios = relative(row, rows)
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        calls = statistics.quantiles(row.calls, n=100) if len(row.calls) > 1 else None
+        p50, p99 = (f"{calls[49]:.0f}", f"{calls[98]:.0f}") if calls else ("", "")
+        busy = "" if row.device_microseconds is None else f"{row.device_microseconds:.0f}"
+        lines.append(
+            f"| {row.name} | {statistics.median(row.blocks):.2f} | {100 * middle:+.2f} % | "
+            f"{100 * low:+.2f} to {100 * high:+.2f} % | {p50} | {p99} | {busy} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="*")
+    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=20, help="steps in a block")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"no GPU: {platform.processor()} CPU"
+    print(f"{where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {' '.join(sys.argv)}")
+    results: dict[str, Any] = {"device": where, "torch": torch.__version__, "command": sys.argv}
+    for size in arguments.sizes or (["gpu-bound", "launch-bound"] if device.type == "cuda" else ["cpu"]):
+        rows, notes = measure(size, device, arguments.rounds, arguments.steps, arguments.seed)
+        print(f"\n{size}: {SIZES[size]}\n\n{table(rows)}\n", flush=True)
+        print("\n".join(notes), flush=True)
+        results[size] = {"rows": [asdict(row) for row in rows], "notes": notes}
+        if arguments.json:
+            arguments.json.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
