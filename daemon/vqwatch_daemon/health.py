@@ -27,8 +27,8 @@ _ORDER: Final = ("unknown", "info", "healthy", "concerning", "critical")
 REVIVALS: Final = Bands(healthy=(None, 5), concerning=(None, 10))
 """Revived codes per step and layer: the proposal warns above 5 (5.1) and alerts above 10 (2.1)."""
 
-OVERHEAD: Final = Bands(healthy=(None, 0.01), concerning=(None, 0.02))
-"""The emitter's default budget is 1 % of the step."""
+OVERHEAD_BUDGET: Final = 0.01
+"""The emitter's default budget, a share of the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,14 @@ def tiles(readings: Values) -> list[Tile]:
 
 
 def headline(shown: Iterable[Tile], firing: Iterable[tuple[str, str]] = ()) -> tuple[Verdict, str]:
-    """Return the verdict over everything and a sentence; ``firing`` holds (alert name, severity).
+    """Return the verdict over the training and a sentence; ``firing`` holds (alert name, severity).
+
+    What watching costs is no part of it: the emitter's tile stands for itself.
 
     >>> headline([], [("NanLoss", "critical")])
     ('critical', 'Critical: NanLoss is firing.')
     """
-    known = [tile for tile in shown if tile.verdict != "unknown"]
+    known = [tile for tile in shown if tile.verdict != "unknown" and tile.key != "sidecar"]
     alerts = [(name, severity) for name, severity in firing if severity != "info"]
     verdict = worst(
         [tile.verdict for tile in known]
@@ -213,7 +215,7 @@ def _sidecar(readings: Values) -> Tile:
     rank, value = max(overheads.items(), key=lambda item: item[1])
     dropped = sum(_finite(readings, "emitter_dropped_total").values())
     lost = sum(_finite(readings, "messages_lost_total").values())
-    verdict = worst([_verdict(OVERHEAD, value), "concerning" if lost else "healthy"])
+    verdict: Verdict = "healthy" if value <= OVERHEAD_BUDGET and not lost else "concerning"
     detail = f"of the step · {dropped:.0f} dropped, {lost:.0f} lost"
     return Tile("sidecar", "Emitter overhead", verdict, f"{value:.2%}", detail, value, ("emitter_overhead_ratio", rank))
 
