@@ -79,14 +79,18 @@ class Run:
         self.ranks.heard(rank, now, lost)
 
     def _hello(self, message: Hello, now: float) -> list[tuple[int, Readings]]:
-        if message.layers and message.layers != self.layers:
+        visitor = message.info.get("role") == "evaluator"  # no rank: it brings evaluations, and learns no layers
+        if message.layers and message.layers != self.layers and not (visitor and self.layers):
             if _sizes(message.layers) != _sizes(self.layers):
                 self._build(message.layers)
                 self.readings = {
                     name: series for name, series in self.readings.items() if not name.startswith(_OF_CODEBOOKS)
                 }
             self.layers = message.layers
-        self.ranks.hello(message, now)
+        if visitor:
+            self.ranks.heard(message.origin.rank, now)
+        else:
+            self.ranks.hello(message, now)
         self.snapshots.resume()
         info: Series = {(layer.name, layer.kind, layer.family): 1.0 for layer in self.layers}
         return [(max(self.ranks.furthest, 0), {"codebook_info": info, **self.training.nonfinite()})]

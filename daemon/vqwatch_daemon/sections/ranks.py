@@ -50,6 +50,7 @@ class Ranks:
         self._latest: tuple[int, int, float] | None = None
         self._era = 0  # how often the run went back to a checkpoint
         self._rewound_to = -1
+        self._visited_at = 0.0  # by somebody who is no rank
         self.world_size = 1
         self.live = 0
 
@@ -74,6 +75,7 @@ class Ranks:
         """Any message of a rank arrived, and ``lost`` before it did not."""
         rank = self._ranks.get(number)
         if rank is None:
+            self._visited_at = now
             return
         was_silent = _silence(rank, now) > self._silent_seconds
         rank.seen_at, rank.away, rank.returning = now, 0.0, False
@@ -127,8 +129,8 @@ class Ranks:
 
     def goodbye(self, message: Goodbye, now: float) -> None:
         """A session ends on purpose."""
-        rank = self._ranks[message.origin.rank]
-        if rank.session == message.origin.session:
+        rank = self._ranks.get(message.origin.rank)
+        if rank is not None and rank.session == message.origin.session:
             rank.said_goodbye = True
         self._count(now)
 
@@ -145,8 +147,8 @@ class Ranks:
 
     @property
     def seen_at(self) -> float:
-        """When any rank was heard of last, Unix time; 0 before."""
-        return max((rank.seen_at for rank in self._ranks.values()), default=0.0)
+        """When any rank, or somebody who brought an evaluation, was heard of last, Unix time; 0 before."""
+        return max(self._visited_at, *(rank.seen_at for rank in self._ranks.values()), 0.0)
 
     @property
     def furthest(self) -> int:
@@ -211,6 +213,7 @@ class Ranks:
         """Return what a restarted daemon needs, fit for JSON."""
         return {
             "world_size": self.world_size,
+            "visited_at": self._visited_at,
             "era": self._era,
             "rewound_to": self._rewound_to,
             "intervals": list(self._intervals),
@@ -237,7 +240,7 @@ class Ranks:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state` returned."""
-        self.world_size = state["world_size"]
+        self.world_size, self._visited_at = state["world_size"], state["visited_at"]
         self._era, self._rewound_to = state["era"], state["rewound_to"]
         self._intervals.extend(state["intervals"])
         self._latest = tuple(state["latest"]) if state["latest"] else None
