@@ -162,17 +162,21 @@ def _alerts(view: View) -> RenderableType:
     if not firing:
         return Text("No alert is firing.", "dim")
     firing.sort(key=lambda alert: (alert["severity"] != "critical", alert["name"]))
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for alert in firing:
+        groups.setdefault((alert["name"], alert["severity"], alert["run"]), []).append(alert)
     lines = []
-    for alert in firing[:MOST_ALERTS]:
+    for alert, *others in list(groups.values())[:MOST_ALERTS]:
         style = STYLES[SEVERITIES.get(alert["severity"], "info")]
         words = alert["annotations"].get("description") or alert["annotations"].get("summary") or ""
         line = Text(no_wrap=True, overflow="ellipsis")
         line.append(f"{SIGNS[SEVERITIES.get(alert['severity'], 'info')]} {alert['name']} ", f"{style} bold")
-        line.append(f"{alert['run']} since step {alert['started_step']}: ", "dim").append(words)
+        more = f"{len(others) + 1} × " if others else ""
+        line.append(f"{more}{alert['run']} since step {alert['started_step']}: ", "dim").append(words)
         lines.append(line)
-    if len(firing) > MOST_ALERTS:
-        lines.append(Text(f"and {len(firing) - MOST_ALERTS} more", "dim"))
-    return Panel(Group(*lines), title=f"{len(firing)} firing", title_align="left", border_style="red")
+    if len(groups) > MOST_ALERTS:
+        lines.append(Text(f"and {len(groups) - MOST_ALERTS} more", "dim"))
+    return Panel(Group(*lines), title=f"{len(groups)} firing", title_align="left", border_style="red")
 
 
 def _by_layer(readings: Mapping[str, Any], metric: str) -> dict[str, float]:

@@ -186,6 +186,16 @@ def test_an_alert_that_fires_twice_has_two_episodes() -> None:
     assert [(item.start_step, item.end_step) for item in episodes(log)] == [(10, 20), (31, None)]
 
 
+def test_one_alert_in_many_layers_is_told_in_one_sentence(tmp_path: Path) -> None:
+    with History(tmp_path / "history.sqlite") as store:
+        store.record("rq-512", 100, NOW, {"loss": {("total",): 1.0}})
+        for layer in range(8):
+            store.record_alert(alert("firing", 50 + layer, labels={"layer": str(layer)}))
+            store.record_alert(alert("resolved", 80 + layer, labels={"layer": str(layer)}))
+    told = summary(gather(HistoryReader(tmp_path / "history.sqlite"), "rq-512"))
+    assert "VqCodebookCollapse (8 places), critical, fired at step 50 and was resolved at step 87, 4 s later." in told
+
+
 def test_a_chart_without_anything_finite_is_empty() -> None:
     assert svg.chart("x", [svg.Line("a", [1.0], ["NaN"], "#000")]) == ""
     assert svg.chart("x", [svg.Line("a", [1.0], [0.0], "#000")], log=True) == ""

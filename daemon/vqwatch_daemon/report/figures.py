@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.report import svg
-from vqwatch_daemon.report.story import Story
+from vqwatch_daemon.report.story import Story, together
 
 SEVERITIES: Final = {"critical": "critical", "warning": "concerning"}
 MOST_LINES: Final = 24
@@ -85,15 +85,12 @@ def chart(story: Story, figure: Figure, look: svg.Look = svg.PAGE, width: int = 
 
 def timeline(story: Story, look: svg.Look = svg.PAGE, width: int = 940) -> str:
     """Return the alerts as bars over the steps; empty when none fired."""
-    rows = [
-        (
-            f"{episode.name} {episode.where}".strip(),
-            SEVERITIES.get(episode.severity, "info"),
-            float(episode.start_step),
-            float(story.last_step if episode.end_step is None else episode.end_step),
-        )
-        for episode in story.episodes[:MOST_EPISODES]
-    ]
+    rows = []
+    for group in together(story.episodes)[:MOST_EPISODES]:
+        first = group[0]
+        ends = [story.last_step if episode.end_step is None else episode.end_step for episode in group]
+        label = f"{first.name} {first.where}".strip() if len(group) == 1 else f"{first.name} ({len(group)})"
+        rows.append((label, SEVERITIES.get(first.severity, "info"), float(first.start_step), float(max(ends))))
     return svg.timeline("Alerts over the steps", rows, story.first_step, story.last_step, look=look, width=width)
 
 

@@ -120,6 +120,20 @@ def episodes(log: Sequence[Mapping[str, Any]]) -> list[Episode]:
     return sorted(done, key=lambda episode: (episode.start_time, episode.name))
 
 
+def together(found: Sequence[Episode], seconds: float = 60.0) -> list[list[Episode]]:
+    """Return the episodes in groups: those of one name and severity that began within ``seconds`` of each other."""
+    groups: list[list[Episode]] = []
+    latest: dict[tuple[str, str], list[Episode]] = {}
+    for episode in found:
+        key = (episode.name, episode.severity)
+        group = latest.get(key)
+        if group is None or episode.start_time - group[-1].start_time > seconds:
+            group = latest[key] = []
+            groups.append(group)
+        group.append(episode)
+    return groups
+
+
 def _episode(start: Mapping[str, Any], end: Mapping[str, Any] | None) -> Episode:
     annotations = start.get("annotations") or {}
     return Episode(

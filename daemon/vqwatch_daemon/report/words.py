@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
 
 from vqwatch_daemon.history.curve import Curve
-from vqwatch_daemon.report.story import Episode, Story
+from vqwatch_daemon.report.story import Episode, Story, together
 
 _GAP_FACTOR = 30
 _GAP_SECONDS = 60.0
+MOST_TOLD = 8
 
 
 def summary(story: Story) -> list[str]:
@@ -71,22 +72,24 @@ def _gaps(story: Story) -> list[str]:
 def _alerts(story: Story) -> list[str]:
     if not story.episodes:
         return ["No alert fired."]
-    told = [_told(episode) for episode in story.episodes[:8]]
-    if len(story.episodes) > 8:
-        told.append(f"{len(story.episodes) - 8} more alerts fired; all are in the timeline.")
+    groups = together([episode for episode in story.episodes if episode.severity != "info"] or story.episodes)
+    told = [_told(group) for group in groups[:MOST_TOLD]]
+    if len(groups) > MOST_TOLD:
+        told.append(f"{len(groups) - MOST_TOLD} more alerts fired; all are in the timeline.")
     return told
 
 
-def _told(episode: Episode) -> str:
-    where = f" ({episode.where})" if episode.where else ""
-    head = f"{episode.name}{where}, {episode.severity}, fired at step {episode.start_step:,}"
-    if episode.end_step is None:
+def _told(group: Sequence[Episode]) -> str:
+    first = group[0]
+    places = list(dict.fromkeys(episode.where for episode in group if episode.where))
+    where = f" ({places[0]})" if len(places) == 1 else f" ({len(places)} places)" if places else ""
+    head = f"{first.name}{where}, {first.severity}, fired at step {first.start_step:,}"
+    ends = [episode.end_step for episode in group]
+    if None in ends:
         return f"{head} and was still firing at the end."
-    return f"{head} and was resolved at step {episode.end_step:,}, {duration(_lasted(episode))} later."
-
-
-def _lasted(episode: Episode) -> float:
-    return 0.0 if episode.end_time is None else episode.end_time - episode.start_time
+    last = max(group, key=lambda episode: episode.end_time or 0.0)
+    lasted = (last.end_time or 0.0) - first.start_time
+    return f"{head} and was resolved at step {last.end_step:,}, {duration(lasted)} later."
 
 
 def _codebooks(story: Story) -> list[str]:

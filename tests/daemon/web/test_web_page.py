@@ -198,6 +198,13 @@ def test_an_alert_appears_with_its_runbook_and_clears(page: Any, stage: Stage, f
     browser.until(page, "return !document.querySelector('.alert[data-state=firing]')")
 
 
+def test_one_alert_in_many_layers_is_told_once(page: Any, fake: Any) -> None:
+    fake.run_alerts = [FakeAlert(run="first", labels={"layer": str(i)}) for i in (10, 2, 0)]
+    browser.until(page, "return document.querySelector('.alert[data-state=firing]') && true")
+    assert page.execute_script("return document.querySelectorAll('.alert').length") == 1
+    assert "layer 0, 2, 10" in text(page, ".alert")
+
+
 def test_a_zoom_survives_updates_reaches_every_chart_and_can_be_reset(page: Any) -> None:
     drawn(page)
     page.execute_script(
