@@ -35,6 +35,7 @@ from vqwatch_daemon.exposition import Snapshot, SnapshotCollector, exposition
 from vqwatch_daemon.history import History
 from vqwatch_daemon.hub import Hub
 from vqwatch_daemon.keeper import Keeper
+from vqwatch_daemon.keys import Keys
 from vqwatch_daemon.readings import Readings, copy
 from vqwatch_daemon.receiver import Receiver
 from vqwatch_daemon.settings import Settings, split_address
@@ -98,6 +99,9 @@ class Daemon:
             count=self.hub.count,
             reject=self.hub.reject,
             insecure_tcp=settings.insecure_tcp,
+            keys=None if settings.keys is None else Keys(settings.keys),
+            session_bytes_per_second=settings.session_bytes_per_second,
+            run_bytes_per_second=settings.run_bytes_per_second,
         )
         self._resources.callback(self.receiver.close)
         self._told = -1
@@ -161,6 +165,7 @@ class Daemon:
             return self.hub.receive(route, message, self._clock())
 
     def _tick(self) -> None:
+        self.receiver.look_at_keys()
         with self._lock:
             replies = self.hub.tick(self._clock())
         self.receiver.send(replies)
@@ -180,6 +185,8 @@ class Daemon:
         state: Readings = {} if keeper is None else keeper.readings()
         return {
             **state,
+            "peers_cut_off_total": {(): float(self.receiver.cut_off)},
+            "peers_refused_total": {(): float(self.receiver.refused)},
             **self.sinks.own_readings(),
             "alerts_sent_total": {(name,): float(count.sent) for name, count in counts.items()},
             "alert_delivery_failures_total": {(name,): float(count.failures) for name, count in counts.items()},

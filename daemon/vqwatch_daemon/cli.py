@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "rules": Command("vqwatch_daemon.rules_command", "check, export and try out alert rules"),
     "record": Command("vqwatch_daemon.recording.record_command", "write a run's messages to a file"),
     "replay": Command("vqwatch_daemon.recording.replay_command", "play a recording into a daemon"),
+    "keys": Command("vqwatch_daemon.keys_command", "make and list the keys of trainers on other machines"),
     "evaluate": Command("vqwatch_daemon.evaluate.command", "the same metrics over a validation set, from checkpoints"),
     "demo": Command("vqwatch_daemon.demo", "a real training with a fault, watched live"),
 }

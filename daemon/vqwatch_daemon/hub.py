@@ -30,6 +30,9 @@ DAEMON: Final = ""
 """The run under which the daemon's own readings meet the rules."""
 
 USAGE_EVERY_SECONDS: Final = 10.0
+MOST_RANKS: Final = 8192
+"""Ranks of one run that are told apart."""
+
 MOST_LOGGED: Final = 1000
 """Different complaints about runs that are logged; more are counted only."""
 
@@ -130,6 +133,9 @@ class Hub:
         run = self._runs.get(message.origin.run)
         if run is None and len(self._runs) >= self._most_runs and not self._make_room(now):
             self._refuse_run(message)
+            return []
+        if run is not None and message.origin.rank not in run.ranks and len(run.ranks.numbers) >= MOST_RANKS:
+            self.reject("too_many_ranks", run.name, f"rank {message.origin.rank} is not watched: {MOST_RANKS} are")
             return []
         verdict = self.book.receive(route, message)
         if verdict.apply and message.kind in MUST_ARRIVE:

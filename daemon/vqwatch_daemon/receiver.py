@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -26,6 +24,12 @@ from vqwatch.wire import (
     decode,
     encode,
 )  # fmt: skip
+from vqwatch_daemon.curve import Gate, Insecure, Pair, prove, secure
+from vqwatch_daemon.keys import Keys
+from vqwatch_daemon.limits import Offences, Rates
+from vqwatch_daemon.peers import ReceiverError, disconnect, guard
+
+__all__ = ["Receiver", "ReceiverError"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,21 +37,26 @@ RECEIVE_HIGH_WATER_MARK: Final = 1000
 """Messages per peer that wait in memory. Large enough that input is hardly ever stopped: over ipc, what a peer sent
 before it closed is lost while input is stopped (libzmq issue 4660)."""
 
+SESSION_BYTES_PER_SECOND: Final = 64.0 * 1024 * 1024
+RUN_BYTES_PER_SECOND: Final = 1024.0 * 1024 * 1024
+
+SHUT_OUT_SECONDS: Final = 60.0
+"""For how long the key of a peer that was cut off opens no new connection."""
+
 MESSAGES_AT_ONCE: Final = 200
 """Messages taken before time-driven work gets its turn."""
 
 LOOPBACK: Final = ("127.", "localhost", "[::1]", "::1")
 
 
-class ReceiverError(RuntimeError):
-    """The socket cannot be opened as asked; the message says why and what would do."""
-
-
 class Receiver:
     """Listens on ``endpoints`` and gives each message to ``take(route, message)``, which returns the answers.
 
-    ``count(kind, seconds)`` is told how long a message took, ``reject(reason)`` of what could not be read.
-    Raises :class:`ReceiverError` when an endpoint is refused, in use or not reachable.
+    ``count(kind, seconds)`` is told how long a message took, ``reject(reason)`` of what could not be read or was not
+    allowed. With ``keys`` every peer must have one of them, on every endpoint. A session may send
+    ``session_bytes_per_second``, a run ``run_bytes_per_second``; beyond that, messages are rejected. A peer that is
+    rejected again and again is disconnected; :attr:`cut_off` counts that.
+    Raises :class:`ReceiverError` when an endpoint is refused, in use or not reachable, or keys do not keep others out.
     """
 
     def __init__(
@@ -58,11 +67,21 @@ class Receiver:
         count: Callable[[str, float], None],
         reject: Callable[[str], None],
         insecure_tcp: bool = False,
+        keys: Keys | None = None,
+        session_bytes_per_second: float = SESSION_BYTES_PER_SECOND,
+        run_bytes_per_second: float = RUN_BYTES_PER_SECOND,
     ) -> None:
         self._take, self._count, self._reject = take, count, reject
+        self._keys = keys
+        self._of_peer = Rates(session_bytes_per_second)
+        self._of_run = Rates(run_bytes_per_second)
+        self._offences = Offences()
+        self._shut_out: dict[str, float] = {}
+        self.cut_off = 0
         self._resources = ExitStack()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._resources.callback(self._context.destroy, linger=0)
+        self._poller = zmq.Poller()
         try:
             self._socket = self._context.socket(zmq.ROUTER)
             self._socket.setsockopt(zmq.LINGER, 0)
@@ -74,50 +93,73 @@ class Receiver:
             self._socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
             self._socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
             self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)
+            self._poller.register(self._socket, zmq.POLLIN)
+            self._gate = None if keys is None else self._close_to_strangers(keys)
             self.endpoints = [self._bind(endpoint, insecure_tcp) for endpoint in endpoints]
         except BaseException:
             self._resources.close()
             raise
 
+    def _close_to_strangers(self, keys: Keys) -> Gate:
+        """Ask every peer for a key, and try out that this works before there is an endpoint that others can reach."""
+        probe = Pair(*zmq.curve_keypair())
+        proving = True
+
+        def admit(public: bytes) -> str | None:
+            if proving:
+                return "probe" if public == probe.public else None
+            client = keys.of(public)
+            if client is None or self._shut_out.get(client.name, 0.0) > time.monotonic():
+                return None
+            return client.name
+
+        gate = Gate(self._context, admit)
+        self._resources.callback(gate.close)
+        secure(self._socket, keys.secret)
+        try:
+            prove(self._socket, gate.answer, keys.public, probe)
+        except Insecure as error:
+            raise ReceiverError(f"the keys do not keep strangers out: {error}") from error
+        proving, gate.refused = False, 0
+        self._poller.register(gate.socket, zmq.POLLIN)
+        return gate
+
     def _bind(self, endpoint: str, insecure_tcp: bool) -> str:
         if endpoint.startswith("ipc://"):
-            self._guard(Path(endpoint.removeprefix("ipc://")))
-        elif not insecure_tcp and not _is_loopback(endpoint):
+            path = Path(endpoint.removeprefix("ipc://"))
+            self._resources.callback(os.close, guard(path))
+        elif self._keys is None and not insecure_tcp and not _is_loopback(endpoint):
             raise ReceiverError(
-                f"{endpoint} can be reached from other machines and there are no keys; listen on 127.0.0.1, "
-                "or pass --insecure-tcp if the network is yours alone"
+                f"{endpoint} can be reached from other machines and there are no keys; make some with "
+                "`vqwatch keys make` and pass --keys, listen on 127.0.0.1, or pass --insecure-tcp if the network is "
+                "yours alone"
             )
         try:
             self._socket.bind(endpoint)
-        except zmq.ZMQError as error:
+            if endpoint.startswith("ipc://"):
+                path.chmod(0o660 if path.parent.stat().st_mode & 0o020 else 0o600)
+        except (zmq.ZMQError, OSError) as error:
             raise ReceiverError(f"cannot listen on {endpoint}: {error}") from error
         bound = self._socket.getsockopt(zmq.LAST_ENDPOINT)
         return bound.decode().rstrip("\0") if isinstance(bound, bytes) else endpoint
 
-    def _guard(self, path: Path) -> None:
-        """Own the socket's directory and lock it: a second bind to an ipc path would silently steal it."""
-        if len(str(path)) > 107:
-            raise ReceiverError(f"ipc path of {len(str(path))} characters, the system allows 107: {path}")
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            owner = path.parent.stat()
-        except OSError as error:
-            raise ReceiverError(f"cannot use {path.parent}: {error.strerror}") from error
-        if owner.st_uid != os.getuid() and stat.S_IMODE(owner.st_mode) & 0o022:
-            raise ReceiverError(f"{path.parent} belongs to user {owner.st_uid} and others may write to it")
-        try:
-            lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise ReceiverError(f"cannot lock {path}: {error.strerror}") from error
-        self._resources.callback(os.close, lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ReceiverError(f"another daemon listens on {path}") from error
+    @property
+    def refused(self) -> int:
+        """Connections refused because of their key, or for want of one."""
+        return 0 if self._gate is None else self._gate.refused
 
     def wait(self, seconds: float) -> bool:
-        """Wait until something arrives, at most so long; return whether something did."""
-        return bool(self._socket.poll(int(seconds * 1000), zmq.POLLIN))
+        """Wait until something arrives, at most so long; return whether a message did. Lets in who may come in."""
+        ready = dict(self._poller.poll(int(seconds * 1000)))
+        if self._gate is not None and self._gate.socket in ready:
+            self._gate.answer()
+        return self._socket in ready
+
+    def look_at_keys(self) -> None:
+        """Take up clients' keys that were added or removed; call it now and then."""
+        if self._keys is not None and self._keys.refresh():
+            for problem in self._keys.problems:
+                _log.warning("keys: %s; nobody comes in with it", problem)
 
     def drain(self) -> int:
         """Take what has arrived, up to :data:`MESSAGES_AT_ONCE` messages; return how many it was."""
@@ -131,18 +173,48 @@ class Receiver:
 
     def _one(self, frames: Sequence[zmq.Frame]) -> None:
         started = time.perf_counter()
-        if len(frames) > MAX_TENSORS + 2:
-            self._reject("frames")
-            return
         route = frames[0].bytes
+        if len(frames) > MAX_TENSORS + 2:
+            self._offended("frames", route, frames[-1])
+            return
+        size = sum(len(frame) for frame in frames)
+        if not self._of_peer.admit(route, size, started):
+            self._offended("session_rate", route, frames[-1])
+            return
         try:
             message = decode([frame.buffer for frame in frames[1:]])
         except WireError as error:
-            self._reject(error.reason)
             _log.debug("unreadable message: %s", error)
+            self._offended(error.reason, route, frames[-1])
+            return
+        reason = self._forbidden(message, size, frames[-1], started)
+        if reason:
+            self._offended(reason, route, frames[-1])
             return
         self.send(self._take(route, message))
         self._count(message.kind, time.perf_counter() - started)
+
+    def _forbidden(self, message: Message, size: int, frame: zmq.Frame, now: float) -> str:
+        if isinstance(message, (Welcome, Ack, Stop)):
+            return "direction"
+        if self._keys is not None:
+            client = self._keys.named(_user(frame))
+            if client is None:
+                return "key_removed"
+            if not client.may(message.origin.run):
+                return "run_not_allowed"
+        return "" if self._of_run.admit(message.origin.run, size, now) else "run_rate"
+
+    def _offended(self, reason: str, route: bytes, frame: zmq.Frame) -> None:
+        self._reject(reason)
+        now = time.monotonic()
+        if not self._offences.add(route, now):
+            return
+        self.cut_off += 1
+        _log.warning("a peer is disconnected: too many of its messages were refused, the latest for %r", reason)
+        if self._keys is not None:
+            self._shut_out[_user(frame)] = now + SHUT_OUT_SECONDS
+        disconnect(frame, self.endpoints)
 
     def send(self, replies: Sequence[tuple[bytes, Welcome | Ack | Stop]]) -> None:
         """Answer peers; an answer to one that is gone, or that does not read, is given up: it will ask again."""
@@ -156,6 +228,11 @@ class Receiver:
         """Stop listening and release the locks."""
         self._socket.close(linger=0)
         self._resources.close()
+
+
+def _user(frame: zmq.Frame) -> str:
+    """Return the name that the gate gave to the peer that sent this frame."""
+    return str(frame.get("User-Id"))
 
 
 def _is_loopback(endpoint: str) -> bool:

@@ -54,6 +54,13 @@ class Settings(BaseModel):
         default=1, ge=0, le=3600, description="a value of a metric goes to these four once in so many seconds; 0: all"
     )
     allow_stop: bool = Field(default=False, description="let rules with `action: stop` ask the training to end")
+    keys: Path | None = Field(
+        default=None, description="directory of CURVE keys, made by `vqwatch keys`; every emitter then needs one"
+    )
+    session_bytes_per_second: float = Field(
+        default=64 * 1024 * 1024, gt=0, description="what one emitter may send; 8 times as much at once"
+    )
+    run_bytes_per_second: float = Field(default=1024 * 1024 * 1024, gt=0, description="the same for all of a run's")
     insecure_tcp: bool = Field(default=False, description="accept tcp:// beyond loopback without keys")
     log_level: str = Field(default="info", description="debug, info, warning or error")
 
