@@ -37,7 +37,7 @@ from vqwatch_daemon.hub import Hub
 from vqwatch_daemon.keeper import Keeper
 from vqwatch_daemon.keys import Keys
 from vqwatch_daemon.readings import Readings, copy
-from vqwatch_daemon.receiver import Receiver
+from vqwatch_daemon.receiver import MESSAGES_AT_ONCE, Receiver
 from vqwatch_daemon.settings import Settings, split_address
 from vqwatch_daemon.sinks import Sinks
 from vqwatch_daemon.web import RunView, Server, create_app
@@ -83,6 +83,7 @@ class Daemon:
             most_runs=settings.max_runs,
             retention_seconds=settings.run_retention_seconds,
             allow_stop=settings.allow_stop,
+            per_code_series=settings.per_code_series,
             build={(version("vqwatch"), platform.python_version()): 1.0},
         )
         self.history = self._open_history(settings.state)
@@ -147,8 +148,8 @@ class Daemon:
             next_tick = time.monotonic()
             while not self._stopping.is_set():
                 wait = min(IDLE_WAIT_SECONDS, max(0.0, next_tick - time.monotonic()))
-                if self.receiver.wait(wait):
-                    self.receiver.drain()
+                taken = self.receiver.drain() if self.receiver.wait(wait) else 0
+                self.hub.shedder.observe(taken == MESSAGES_AT_ONCE, time.monotonic())
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + TICK_SECONDS
                     self._tick()

@@ -12,6 +12,9 @@ from typing import Final
 
 PREFIX: Final = "vqwatch_"
 
+PER_CODE: Final = "codebook_code_assignments_total"
+"""The one metric whose series are as many as there are codes: only scraped, and only when asked for."""
+
 _PROPOSAL = "the monitoring proposal"
 
 
@@ -207,6 +210,15 @@ _CODEBOOK = (
         "assignments",
         _LAYER,
         "Assignments counted since the run began.",
+        kind="counter",
+    ),
+    Metric(
+        PER_CODE,
+        "codebook",
+        "assignments",
+        ("layer", "code"),
+        "Assignments to each code since the run began, with `--per-code-series`. They add up over daemons; no rule of "
+        "vqwatch's own sees them.",
         kind="counter",
     ),
     Metric(
@@ -626,6 +638,31 @@ _SIDECAR = (
         ("rank",),
         "Messages that were sent and never arrived.",
         kind="counter",
+    ),
+    Metric(
+        "messages_shed_total",
+        "sidecar",
+        "messages",
+        ("rank",),
+        "Best-effort messages left out because more came than the daemon can take.",
+        kind="counter",
+    ),
+    Metric(
+        "kept_steps_ratio",
+        "sidecar",
+        "ratio",
+        (),
+        "Share of the steps whose best-effort messages are taken; below 1 the daemon sheds load.",
+        per_run=False,
+    ),
+    Metric(
+        "series_capped_total",
+        "sidecar",
+        "series",
+        (),
+        "Per-code series that were not given because of `--per-code-series`; always whole layers.",
+        kind="counter",
+        per_run=False,
     ),
     Metric(
         "emitter_dropped_total",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -20,17 +21,21 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 
-from .catalogue import CATALOGUE, Metric
+from .catalogue import CATALOGUE, PER_CODE, Metric
 from .readings import Labels, Series
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that is exported at one moment: readings by run, the daemon's own, and summaries as (count, sum)."""
+    """All that is exported at one moment: readings by run, the daemon's own, and summaries as (count, sum).
+
+    ``codes`` has the assignments of each code ``[size]`` since the run began, by run and layer.
+    """
 
     runs: Mapping[str, Mapping[str, Mapping[Labels, float]]] = field(default_factory=dict)
     daemon: Mapping[str, Mapping[Labels, float]] = field(default_factory=dict)
     summaries: Mapping[str, Mapping[Labels, tuple[int, float]]] = field(default_factory=dict)
+    codes: Mapping[tuple[str, str], NDArray[Any]] = field(default_factory=dict)
 
 
 class SnapshotCollector:
@@ -73,6 +78,11 @@ _NONE: Series = {}
 
 
 def _samples(metric: Metric, snapshot: Snapshot) -> Iterator[tuple[Labels, float]]:
+    if metric.name == PER_CODE:
+        for (run, layer), counts in snapshot.codes.items():
+            for code, count in enumerate(counts.tolist()):
+                yield (run, layer, str(code)), count
+        return
     if not metric.per_run:
         yield from snapshot.daemon.get(metric.name, _NONE).items()
         return

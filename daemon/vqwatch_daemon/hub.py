@@ -12,19 +12,34 @@ from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
 
-from vqwatch.wire import MUST_ARRIVE, Ack, Hello, Layer, Stop, Welcome, WireError, decode
+from vqwatch.wire import (
+    MUST_ARRIVE,
+    Ack,
+    Codebooks,
+    Codes,
+    Hello,
+    Layer,
+    Reconstruction,
+    Stop,
+    Welcome,
+    WireError,
+    decode,
+)  # fmt: skip
 from vqwatch.wire import Message as AnyMessage
 from vqwatch_daemon.delivery import Book
 from vqwatch_daemon.exposition import Snapshot
 from vqwatch_daemon.journal import Record
+from vqwatch_daemon.per_code import PerCode
 from vqwatch_daemon.readings import Labels, Readings, copy
 from vqwatch_daemon.run import Run, Update
 from vqwatch_daemon.sections.refused import Refused
+from vqwatch_daemon.shedding import Shedder
 from vqwatch_rules import Alert, Engine, LayerFacts, RunFacts, Transition
 
 _log = logging.getLogger(__name__)
 
 Reply = tuple[bytes, Welcome | Ack | Stop]
+BestEffort = (Codes, Codebooks, Reconstruction)
 
 DAEMON: Final = ""
 """The run under which the daemon's own readings meet the rules."""
@@ -90,7 +105,10 @@ class Forgetful:
 
 
 class Hub:
-    """The daemon's memory. ``window`` is the usage window in steps, ``runs`` at most this many at once."""
+    """The daemon's memory. ``window`` is the usage window in steps, ``most_runs`` are held at once.
+
+    Codes have series of their own as far as ``per_code_series`` goes. ``shedder`` is told of backlogs from outside.
+    """
 
     def __init__(
         self,
@@ -101,6 +119,7 @@ class Hub:
         most_runs: int = 64,
         retention_seconds: float = 3600.0,
         allow_stop: bool = False,
+        per_code_series: int = 0,
         build: Mapping[Labels, float] | None = None,
     ) -> None:
         self.book = book
@@ -116,6 +135,8 @@ class Hub:
         self._retention = retention_seconds
         self._allow_stop = allow_stop
         self._build = dict(build or {})
+        self._per_code = PerCode(per_code_series)
+        self.shedder = Shedder()
         self._runs: dict[str, Run] = {}
         self._received: dict[str, tuple[int, float]] = {}
         self._rejected: dict[str, int] = {}
@@ -146,6 +167,9 @@ class Hub:
             run.heard(message.origin.rank, now, verdict.lost)
         if not verdict.apply:
             self.reject(verdict.refused)
+            return replies
+        if run is not None and isinstance(message, BestEffort) and not self.shedder.takes(message.step):
+            run.ranks.shed(message.origin.rank)
             return replies
         if run is None:  # the book lets nothing but a hello through for a session it does not know
             run = self._runs[message.origin.run] = Run(message.origin.run, self._window, now)
@@ -330,6 +354,8 @@ class Hub:
             "build_info": dict(self._build),
             "runs": {(): float(len(self._runs))},
             "dropped_runs_total": {(): float(self._dropped_runs)},
+            "kept_steps_ratio": {(): self.shedder.kept_ratio},
+            "series_capped_total": {(): float(self._per_code.capped)},
             "messages_received_total": {(kind,): float(count) for kind, (count, _) in self._received.items()},
             "messages_rejected_total": {(reason,): float(count) for reason, count in self._rejected.items()},
             "rule_errors_total": {(rule,): float(count) for rule, count in self.engine.rule_errors.items()},
@@ -348,7 +374,15 @@ class Hub:
         summaries: dict[str, dict[Labels, tuple[int, float]]] = {
             "message_processing_seconds": {(kind,): value for kind, value in self._received.items()}
         }
-        return Snapshot(runs, self.own_readings(), summaries)
+        codes = self._codes()
+        return Snapshot(runs, self.own_readings(), summaries, codes)
+
+    def _codes(self) -> dict[tuple[str, str], NDArray[Any]]:
+        """Return how often each code was assigned since its run began, by run and layer, as far as the cap goes."""
+        if not self._per_code.most:
+            return {}
+        sizes = {(name, layer.name): layer.size for name, run in self._runs.items() for layer in run.layers}
+        return {(run, layer): self._runs[run].use.since_start(layer) for run, layer in self._per_code.choose(sizes)}
 
     def alerts(self) -> list[Alert]:
         """Return the alerts that are pending, firing or were resolved lately."""

@@ -53,6 +53,12 @@ class Settings(BaseModel):
     sink_interval_seconds: float = Field(
         default=1, ge=0, le=3600, description="a value of a metric goes to these four once in so many seconds; 0: all"
     )
+    per_code_series: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="how many series may count assignments to single codes, whole layers at a time; 0: none",
+    )
     allow_stop: bool = Field(default=False, description="let rules with `action: stop` ask the training to end")
     keys: Path | None = Field(
         default=None, description="directory of CURVE keys, made by `vqwatch keys`; every emitter then needs one"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vqwatch_daemon.catalogue import CATALOGUE, GROUPS, Metric
+from vqwatch_daemon.catalogue import CATALOGUE, GROUPS, PER_CODE, Metric
 from vqwatch_daemon.reference import reference
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,8 @@ def test_a_metric_is_named_by_the_rules(metric: Metric) -> None:
     assert not re.search(r"_(ms|milliseconds|percent|count|sum|bucket)$", metric.name.removesuffix("_effective_count"))
     for label in metric.labels:
         assert re.fullmatch(r"[a-z][a-z_]*", label)
-        assert label not in ("step", "code", "run", "le", "quantile")
+        assert label not in ("step", "run", "le", "quantile")
+        assert label != "code" or metric.name == PER_CODE
     if metric.name.endswith("_ratio"):
         assert metric.unit == "ratio"
 

@@ -32,6 +32,7 @@ class Rank:
     away: float = 0.0  # seconds since `seen_at` in which no daemon was there to hear it
     returning: bool = False
     lost: int = 0
+    shed: int = 0
     overhead: float | None = None
     dropped: dict[tuple[str, str], int] = field(default_factory=dict)
     dropped_before: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -82,6 +83,11 @@ class Ranks:
         rank.lost += lost
         if was_silent:
             self._count(now)
+
+    def shed(self, number: int) -> None:
+        """A message of a rank was left out because more came than the daemon can take."""
+        if number in self._ranks:
+            self._ranks[number].shed += 1
 
     def step(self, message: Step) -> bool:
         """Take a step's report; return False when the rank had been as far before in this session."""
@@ -176,6 +182,7 @@ class Ranks:
             "rank_lag_steps": {},
             "rank_silent_seconds": {},
             "messages_lost_total": {},
+            "messages_shed_total": {},
             "emitter_overhead_ratio": {},
             "emitter_dropped_total": {},
             "emitter_cadence_steps": {},
@@ -184,6 +191,8 @@ class Ranks:
             label = str(number)
             readings["last_message_timestamp_seconds"][label,] = rank.seen_at
             readings["messages_lost_total"][label,] = rank.lost
+            if rank.shed:
+                readings["messages_shed_total"][label,] = rank.shed
             if not rank.said_goodbye:
                 readings["rank_silent_seconds"][label,] = max(0.0, _silence(rank, now))
                 readings["rank_lag_steps"][label,] = furthest - rank.step
@@ -227,6 +236,7 @@ class Ranks:
                     "away": rank.away,
                     "returning": rank.returning,
                     "lost": rank.lost,
+                    "shed": rank.shed,
                     "overhead": rank.overhead,
                     "dropped": [[*key, count] for key, count in rank.dropped.items()],
                     "dropped_before": [[*key, count] for key, count in rank.dropped_before.items()],

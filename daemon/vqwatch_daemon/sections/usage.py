@@ -52,6 +52,7 @@ class CodebookUse:
         self.window = UsageWindow(*self._empty_window)
         self._gather = Gather()
         self._totals = np.zeros((3, len(layers)), np.int64)  # assigned, ignored, out of range
+        self._by_code = np.zeros_like(self.window.counts)  # since the run began
         self._parts: dict[tuple[int, int], int] = {}
         self._utilization: deque[tuple[int, NDArray[np.float64]]] = deque(maxlen=SLOPE_READINGS)
         self._identifiers = IdentifierSample(len(layers))
@@ -87,6 +88,7 @@ class CodebookUse:
             raise Refused("late", f"codes of step {message.step} have left the window")
         if len(rows) == len(self._names) and (indices[0].size <= SMALL_BATCH or self.updates % LARGE_BATCH_EVERY == 0):
             self._identifiers.add(indices if rows == sorted(rows) else indices[np.argsort(rows)], self._rng, mask)
+        self._by_code[rows, : taken.counts.shape[1]] += taken.counts
         self._totals[0, rows] += taken.counts.sum(axis=1)
         self._totals[1, rows] += taken.ignored
         self._totals[2, rows] += taken.out_of_range
@@ -167,6 +169,11 @@ class CodebookUse:
         """Return how often each code was used over the window, by layer."""
         return {name: self.window.counts[row, : self._sizes[row]].copy() for name, row in self._rows.items()}
 
+    def since_start(self, layer: str) -> NDArray[np.int64]:
+        """Return how often each code of a layer was assigned since the run began."""
+        row = self._rows[layer]
+        return self._by_code[row, : self._sizes[row]].copy()
+
     def rewind(self, step: int) -> None:
         """Training has gone back to a checkpoint: steps from ``step`` on will come again."""
         self.window.rewind(step)
@@ -182,6 +189,7 @@ class CodebookUse:
             "window": self.window.state(),
             "gather": self._gather.state(),
             "totals": self._totals.copy(),
+            "by_code": self._by_code.copy(),
             "parts": [[*key, came] for key, came in self._parts.items()],
             "utilization": [[step, values] for step, values in self._utilization],
             "identifiers": self._identifiers.state(),
@@ -195,6 +203,7 @@ class CodebookUse:
         self.window.restore(state["window"])
         self._gather.restore(state["gather"])
         self._totals[:] = state["totals"]
+        self._by_code[:] = state["by_code"]
         self._parts = {(rank, step): came for rank, step, came in state["parts"]}
         self._utilization.extend((step, values) for step, values in state["utilization"])
         self._identifiers.restore(state["identifiers"])
