@@ -31,6 +31,8 @@ servers:
 # Pages that are made from the code; a test fails when they are out of date.
 reference: $(STAMPS)/dev
 	$(BIN)/python -m vqwatch_daemon.reference > METRICS.md
+	$(BIN)/python deploy/grafana/generate.py
+	$(BIN)/python deploy/kubernetes/generate.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

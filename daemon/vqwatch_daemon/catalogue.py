@@ -117,15 +117,6 @@ _CODEBOOK = (
         bands=_PERPLEXITY,
     ),
     Metric(
-        "codebook_perplexity_vs_uniform_ratio",
-        "codebook",
-        "ratio",
-        _LAYER,
-        "Perplexity over the one that uniform use would show in as many independent assignments; 1 is uniform at any "
-        "sample size.",
-        "expected plug-in entropy of n uniform draws from K codes",
-    ),
-    Metric(
         "codebook_entropy_nats",
         "codebook",
         "nats",

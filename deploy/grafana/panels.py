@@ -26,9 +26,12 @@ from grafana_foundation_sdk.models.common import (
 from grafana_foundation_sdk.models.dashboard import DataSourceRef, DataTransformerConfig, Threshold, ThresholdsMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from vqwatch_daemon.catalogue import Bands, Metric
+from vqwatch_daemon.catalogue import PER_CODE, Bands, Metric
 
 SOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
+MOST_CODES: Final = 20
+"""Codes that the panel of single codes shows."""
+
 GREEN, ORANGE, RED = "green", "orange", "red"
 _COLOURS: Final = {"healthy": GREEN, "concerning": ORANGE, "critical": RED}
 _UNITS: Final = {"ratio": "percentunit", "dB": "dB", "seconds": "s", "seconds per step": "s"}
@@ -60,7 +63,8 @@ def expression(metric: Metric) -> str:
     """
     by = ", ".join(("run" if metric.per_run else "instance", *metric.labels))
     if metric.kind == "counter":
-        return f"sum by ({by}) (rate({selector(metric)}[$__rate_interval]))"
+        rate = f"sum by ({by}) (rate({selector(metric)}[$__rate_interval]))"
+        return f"topk({MOST_CODES}, {rate})" if metric.name == PER_CODE else rate
     if metric.kind == "summary":
         parts = [f"sum by ({by}) (rate({selector(metric, part)}[$__rate_interval]))" for part in ("_sum", "_count")]
         return " / ".join(parts)

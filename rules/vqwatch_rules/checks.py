@@ -37,7 +37,6 @@ OPEN_RATIOS: Final = frozenset(
         "codebook_latent_variance_ratio",
         "codebook_norm_spread_ratio",
         "codebook_norm_to_latent_ratio",
-        "codebook_perplexity_vs_uniform_ratio",
         "codebook_rank_divergence_ratio",
         "codebook_utilization_vs_uniform_ratio",
         "ema_relative_movement_ratio",

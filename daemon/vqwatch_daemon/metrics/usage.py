@@ -15,25 +15,36 @@ def per_layer(counts: Counts, sizes: Sizes, repeats: Repeats) -> dict[str, Float
     codebook at any number of samples; and the numbers of samples are the evidence itself.
     """
     effective = effective_samples(counts, repeats)
+    return {**judged(counts, sizes, effective), **described(counts, sizes, effective)}
+
+
+def judged(counts: Counts, sizes: Sizes, effective: Floats) -> dict[str, Floats]:
+    """Return the readings of :func:`per_layer` that alerts rest on, cheap enough for every training step."""
     nats = entropy.entropy_nats(counts)
     dead = codebook.dead_codes(counts, sizes)
     seen = supports(Verdict.UTILIZATION, effective, sizes)
-    enough_for_unbiased = supports(Verdict.PERPLEXITY, effective, sizes)
-    even = supports(Verdict.EVENNESS, effective, sizes)
     met = supports(Verdict.DEAD_CODES, effective, sizes)
     return {
         "codebook_size": np.broadcast_to(np.asarray(sizes, np.float64), len(counts)),
         "codebook_utilization_ratio": np.where(seen, codebook.utilization(counts, sizes), np.nan),
-        "codebook_utilization_vs_uniform_ratio": codebook.utilization_vs_uniform(counts, sizes, effective),
         "codebook_perplexity": np.where(seen, np.exp(nats), np.nan),
-        "codebook_perplexity_unbiased": np.where(enough_for_unbiased, entropy.perplexity_unbiased(counts), np.nan),
         "codebook_entropy_nats": np.where(seen, nats, np.nan),
         "codebook_entropy_ratio": np.where(seen, entropy.divide(nats, np.log(sizes)), np.nan),
         "codebook_dead_codes": np.where(met, dead, np.nan),
         "codebook_dead_ratio": np.where(met, dead / np.asarray(sizes), np.nan),
-        "codebook_gini_ratio": np.where(even, codebook.gini(counts, sizes), np.nan),
         "codebook_window_samples": counts.sum(axis=-1).astype(np.float64),
         "codebook_effective_samples": effective,
+    }
+
+
+def described(counts: Counts, sizes: Sizes, effective: Floats) -> dict[str, Floats]:
+    """Return the readings of :func:`per_layer` that describe and correct; a window changes little in a few steps."""
+    unbiased = supports(Verdict.PERPLEXITY, effective, sizes)
+    even = supports(Verdict.EVENNESS, effective, sizes)
+    return {
+        "codebook_utilization_vs_uniform_ratio": codebook.utilization_vs_uniform(counts, sizes, effective),
+        "codebook_perplexity_unbiased": np.where(unbiased, entropy.perplexity_unbiased(counts), np.nan),
+        "codebook_gini_ratio": np.where(even, codebook.gini(counts, sizes), np.nan),
     }
 
 

@@ -17,6 +17,7 @@ from vqwatch.wire import Codes, Layer
 from vqwatch_daemon.arrays import as_array, as_mask
 from vqwatch_daemon.metrics import between, codebook, usage
 from vqwatch_daemon.metrics.counting import count_assignments, count_repeats
+from vqwatch_daemon.metrics.evidence import effective_samples
 from vqwatch_daemon.metrics.identifiers import IdentifierSample
 from vqwatch_daemon.readings import Labels, Readings, known, one
 from vqwatch_daemon.sections.gather import Gather
@@ -24,7 +25,10 @@ from vqwatch_daemon.sections.refused import Refused
 from vqwatch_daemon.window import UsageWindow
 
 COMPARE_EVERY: Final = 10
-"""Steps with codes between two comparisons of the layers with each other."""
+"""Steps with codes between two readings of what describes the window, and of the layers against each other."""
+
+IDENTIFY_EVERY: Final = 50
+"""Steps with codes between two readings of the identifiers; a multiple of :data:`COMPARE_EVERY`."""
 
 RELATE_EVERY: Final = 200
 """Steps with codes between two estimates of the mutual information of layers; a multiple of :data:`COMPARE_EVERY`."""
@@ -46,6 +50,7 @@ class CodebookUse:
     def __init__(self, layers: tuple[Layer, ...], window: int) -> None:
         self._names: list[Labels] = [(layer.name,) for layer in layers]
         self._rows = {layer.name: row for row, layer in enumerate(layers)}
+        self._all_rows = list(range(len(layers)))
         self._of_size = [layer.size for layer in layers]
         self._sizes = np.array(self._of_size, np.int64)
         self._empty_window = (window, len(layers), int(self._sizes.max(initial=1)))
@@ -84,14 +89,15 @@ class CodebookUse:
         mask = as_mask(message.mask)
         taken = count_assignments(indices, [self._of_size[row] for row in rows], mask)
         repeats = count_repeats(indices, mask)
-        if not self.window.add(message.step, rows, taken.counts, repeats):
+        at = slice(None) if rows == self._all_rows else rows  # a slice is several times cheaper than a list
+        if not self.window.add(message.step, at, taken.counts, repeats):
             raise Refused("late", f"codes of step {message.step} have left the window")
         if len(rows) == len(self._names) and (indices[0].size <= SMALL_BATCH or self.updates % LARGE_BATCH_EVERY == 0):
             self._identifiers.add(indices if rows == sorted(rows) else indices[np.argsort(rows)], self._rng, mask)
-        self._by_code[rows, : taken.counts.shape[1]] += taken.counts
-        self._totals[0, rows] += taken.counts.sum(axis=1)
-        self._totals[1, rows] += taken.ignored
-        self._totals[2, rows] += taken.out_of_range
+        self._by_code[at, : taken.counts.shape[1]] += taken.counts
+        self._totals[0, at] += taken.counts.sum(axis=1)
+        self._totals[1, at] += taken.ignored
+        self._totals[2, at] += taken.out_of_range
 
     def overdue(self, now: float, patience_seconds: float) -> list[tuple[int, Readings]]:
         """Return the readings of steps that wait for a rank which does not come."""
@@ -118,7 +124,10 @@ class CodebookUse:
 
     def _of_window(self) -> Readings:
         counts, sizes = self.window.counts, self._sizes
-        values = usage.per_layer(counts, sizes, self.window.repeats)
+        effective = effective_samples(counts, self.window.repeats)
+        values = usage.judged(counts, sizes, effective)
+        if self.updates % COMPARE_EVERY == 1:
+            values.update(usage.described(counts, sizes, effective))
         readings = {name: self._series(value) for name, value in values.items()}
         readings.update((name, one(value)) for name, value in usage.across_layers(values).items())
         assigned, ignored, invalid = self._totals
@@ -146,11 +155,12 @@ class CodebookUse:
         if len(self._names) > 1:
             correlation = between.usage_correlation(self.window.counts, self._sizes)
             readings["codebook_usage_correlation"] = self._matrix(correlation)
-        sample = self._identifiers.compute()
-        readings["identifier_unique_ratio"] = one(sample.unique_ratio)
-        readings["identifier_collision_ratio"] = one(sample.collision_ratio)
-        readings["identifier_effective_count"] = one(sample.effective_count)
-        readings["identifier_samples"] = one(sample.samples)
+        if self.updates % IDENTIFY_EVERY == 1:
+            sample = self._identifiers.compute()
+            readings["identifier_unique_ratio"] = one(sample.unique_ratio)
+            readings["identifier_collision_ratio"] = one(sample.collision_ratio)
+            readings["identifier_effective_count"] = one(sample.effective_count)
+            readings["identifier_samples"] = one(sample.samples)
         if len(self._names) > 1 and self.updates % RELATE_EVERY == 1 and self.updates > 1:
             information = between.mutual_information(self._identifiers.codes.T, self._rng)
             readings["codebook_mutual_information_nats"] = self._matrix(information)
