@@ -31,7 +31,7 @@ def drawing(story: Story) -> str:
         svg.text(64, 106, f"{health.SIGNS[story.verdict]}  {story.sentence}", size=20, fill=tone, bold=True),
     ]
     y = 150.0
-    for line in summary(story)[:5]:
+    for line in summary(story, most_alerts=3)[:7]:
         parts.append(svg.text(44, y, "• " + (line if len(line) < 150 else line[:149] + "…"), size=16, fill=look.soft))
         y += 24
     y += 6

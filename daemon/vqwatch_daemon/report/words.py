@@ -13,13 +13,12 @@ from vqwatch_daemon.report.story import Episode, Story, together
 
 _GAP_FACTOR = 30
 _GAP_SECONDS = 60.0
-MOST_TOLD = 8
 
 
-def summary(story: Story) -> list[str]:
+def summary(story: Story, most_alerts: int = 8) -> list[str]:
     """Return the story in sentences: how long, what fired, how the codebooks, the reconstruction and the loss went."""
-    makers = (_span, _gaps, _alerts, _codebooks, _reconstruction, _loss, _speed)
-    return [sentence for make in makers for sentence in make(story)]
+    parts = (_span(story), _gaps(story), _alerts(story, most_alerts), _codebooks(story), _reconstruction(story))
+    return [sentence for part in (*parts, _loss(story), _speed(story)) for sentence in part]
 
 
 def moment(seconds: float) -> str:
@@ -69,13 +68,14 @@ def _gaps(story: Story) -> list[str]:
     ]
 
 
-def _alerts(story: Story) -> list[str]:
+def _alerts(story: Story, most: int) -> list[str]:
     if not story.episodes:
         return ["No alert fired."]
     groups = together([episode for episode in story.episodes if episode.severity != "info"] or story.episodes)
-    told = [_told(group) for group in groups[:MOST_TOLD]]
-    if len(groups) > MOST_TOLD:
-        told.append(f"{len(groups) - MOST_TOLD} more alerts fired; all are in the timeline.")
+    gravest = sorted(groups, key=lambda group: (group[0].severity != "critical", group[0].start_time))[:most]
+    told = [_told(group) for group in sorted(gravest, key=lambda group: group[0].start_time)]
+    if len(groups) > most:
+        told.append(f"{len(groups) - most} more alerts fired; all are in the timeline.")
     return told
 
 

@@ -11,7 +11,7 @@ const WORDS = { healthy: "healthy", concerning: "concerning", critical: "critica
 export const judge = (run, overview) => overviews.set(run, overview);
 
 function facts(run, now) {
-  if (run.state === "past") return ["from the history, last seen ", ago(now - run.last_seen)];
+  if (run.state === "past") return [h("b", {}, run.name), ` · step ${whole(run.step)} · from the history, last seen ${ago(now - run.last_seen)}`];
   const speed = scalar(run.name, "steps_per_second");
   const parts = [h("b", {}, run.name), ` · step ${whole(run.step)}`];
   if (run.state === "live" && speed !== null) parts.push(` · ${short(speed)} steps/s`);
