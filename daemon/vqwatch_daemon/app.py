@@ -25,10 +25,12 @@ from uuid import uuid4
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 from prometheus_client.process_collector import ProcessCollector
+from starlette.middleware import Middleware
 
 from vqwatch.wire import Ack, Message, Stop, Welcome
-from vqwatch_daemon import resume
+from vqwatch_daemon import resume, web_config
 from vqwatch_daemon.alertmanager import Alertmanagers
+from vqwatch_daemon.authentication import Authentication
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.delivery import Book
 from vqwatch_daemon.exposition import Snapshot, SnapshotCollector, exposition
@@ -41,6 +43,7 @@ from vqwatch_daemon.receiver import MESSAGES_AT_ONCE, Receiver
 from vqwatch_daemon.settings import Settings, split_address
 from vqwatch_daemon.sinks import Sinks
 from vqwatch_daemon.web import RunView, Server, create_app
+from vqwatch_daemon.web_config import WebConfig
 from vqwatch_rules import Alert, Engine, Transition, load, runbooks
 
 _log = logging.getLogger(__name__)
@@ -114,9 +117,16 @@ class Daemon:
         ProcessCollector(registry=registry)
         registry.register(SnapshotCollector(self.snapshot))
         host, port = split_address(settings.http)
-        self.server = Server(create_app(View(self), metrics=exposition(registry)), host, port)
+        web = WebConfig() if settings.web_config is None else web_config.load(settings.web_config)
+        app = create_app(View(self), metrics=exposition(registry))
+        if web.asks:
+            app.user_middleware.append(Middleware(Authentication, web))  # within the headers that every answer carries
+        self.server = Server(app, host, port, **web.server_options())
         self._resources.callback(self.server.close)
-        self.url = settings.external_url or f"http://{'[' + host + ']' if ':' in host else host}:{self.server.port}"
+        self.url = (
+            settings.external_url
+            or f"{'http' if web.tls is None else 'https'}://{'[' + host + ']' if ':' in host else host}:{self.server.port}"
+        )
 
     def _open_history(self, state: Path | None) -> History | None:
         if state is None:

@@ -15,6 +15,7 @@ from vqwatch_daemon.keeper import StateError
 from vqwatch_daemon.keys import KeysError
 from vqwatch_daemon.receiver import ReceiverError
 from vqwatch_daemon.sinks import missing_library
+from vqwatch_daemon.web_config import WebConfigError
 from vqwatch_rules import RuleError
 
 
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         if missing := [text for text in map(missing_library, chosen.sinks) if text]:
             raise settings.SettingsError("; ".join(missing))
         daemon = Daemon(chosen)
-    except (settings.SettingsError, RuleError, ReceiverError, StateError, KeysError, OSError) as error:
+    except (settings.SettingsError, RuleError, ReceiverError, StateError, KeysError, WebConfigError, OSError) as error:
         sys.stderr.write(f"vqwatch daemon: {error}\n")
         return 2
 

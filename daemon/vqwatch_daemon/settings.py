@@ -33,6 +33,9 @@ class Settings(BaseModel):
         default=[], description="ZeroMQ endpoint for emitters, ipc://PATH or tcp://ADDRESS:PORT; repeatable"
     )
     http: str = Field(default="127.0.0.1:9815", description="address and port of /metrics and the page")
+    web_config: Path | None = Field(
+        default=None, description="TLS and authentication of the HTTP side, in the manner of Prometheus"
+    )
     rules: list[Path] = Field(default=[], description="rule file that extends the shipped pack; repeatable")
     default_rules: bool = Field(default=True, description="load the shipped rule pack")
     alertmanager: list[str] = Field(default=[], description="URL of an Alertmanager; repeatable, all are told")
