@@ -123,10 +123,9 @@ class Daemon:
             app.user_middleware.append(Middleware(Authentication, web))  # within the headers that every answer carries
         self.server = Server(app, host, port, **web.server_options())
         self._resources.callback(self.server.close)
-        self.url = (
-            settings.external_url
-            or f"{'http' if web.tls is None else 'https'}://{'[' + host + ']' if ':' in host else host}:{self.server.port}"
-        )
+        scheme = "http" if web.tls is None else "https"
+        name = f"[{host}]" if ":" in host else host
+        self.url = settings.external_url or f"{scheme}://{name}:{self.server.port}"
 
     def _open_history(self, state: Path | None) -> History | None:
         if state is None:

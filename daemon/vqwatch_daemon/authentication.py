@@ -55,7 +55,7 @@ class Authentication:
         scheme, value = credentials
         if scheme == "bearer":
             digest = hashlib.sha256(value.encode()).hexdigest()
-            return any([hmac.compare_digest(digest, known) for known in self._config.tokens.values()])
+            return any(hmac.compare_digest(digest, known) for known in self._config.tokens.values())
         if scheme != "basic" or not self._config.users:
             return False
         mark = hmac.digest(self._salt, value.encode(), "sha256")
