@@ -29,8 +29,13 @@ def main(endpoint: str) -> None:
     poller = zmq.Poller()
     poller.register(router, zmq.POLLIN)
     poller.register(sys.stdin.fileno(), zmq.POLLIN)
+    owed: dict[str, bytes] = {}
     while True:
-        events = dict(poller.poll())
+        events = dict(poller.poll(20 if owed else None))
+        if not events:  # a pause: acknowledge what is left over
+            for session, route in owed.items():
+                router.send_multipart([route, *encode(Ack(session, expected[session] - 1))])
+            owed.clear()
         if router in events:
             identity, *frames = router.recv_multipart()
             try:
@@ -53,8 +58,10 @@ def main(endpoint: str) -> None:
                 gaps += 1
                 router.send_multipart([identity, *encode(Welcome(origin.session, "sink", wanted))])
                 continue
-            if seq % 16 == 0 or message.kind != "step":
+            owed[origin.session] = identity
+            if seq % 16 == 0 or seq < wanted or message.kind != "step":
                 router.send_multipart([identity, *encode(Ack(origin.session, expected[origin.session] - 1))])
+                del owed[origin.session]
         elif events and not os.read(sys.stdin.fileno(), 1):
             break
     print(json.dumps({"messages": counts, "bytes": sizes, "gaps": gaps, "unreadable": unreadable}), flush=True)
