@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs Prometheus, Alertmanager and Chromium from Debian's packages where root and apt allow it; elsewhere the tests
-# that need them say so.
+# Installs Prometheus, Alertmanager, VictoriaMetrics and Chromium from Debian's packages where root and apt allow it;
+# elsewhere the tests that need them say so.
 set -eu
 packages=""
 need() { command -v "$1" >/dev/null 2>&1 || packages="$packages $2"; }
@@ -10,6 +10,7 @@ need prometheus-alertmanager prometheus-alertmanager
 need amtool prometheus-alertmanager
 need chromium chromium
 need chromedriver chromium-driver
+need victoria-metrics victoria-metrics
 need systemd-analyze systemd
 [ -n "$packages" ] || exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
