@@ -132,7 +132,7 @@ def test_clear_text_and_old_protocols_are_not_answered(certificates: Path) -> No
         scrape(f"http://127.0.0.1:{server.port}/metrics")
     old = ssl.create_default_context(cafile=str(certificates / "server.crt"))
     old.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         old.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises((ssl.SSLError, urllib.error.URLError)):
         scrape(f"https://127.0.0.1:{server.port}/metrics", context=old)
