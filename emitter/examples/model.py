@@ -105,7 +105,7 @@ class VectorQuantizerEMA(nn.Module):
         fresh = vectors[torch.randint(len(vectors), (len(dead),))]
         if self.synchronized:
             take_from_first_rank(fresh)
-        share = len(vectors) / len(self.embedding)
+        share = self.ema_cluster_size.mean()
         self.embedding[dead] = fresh
         self.ema_cluster_size[dead] = share
         self.ema_w[dead] = fresh * share

@@ -57,7 +57,8 @@ def _all_but(book: Book, survivor: int) -> Tensor:
 
 
 def _most_central(book: Book) -> int:
-    return int((book.codes - book.codes.mean(0)).square().sum(1).argmin())
+    """Return the code nearest to the codes' mean; never code 0, which is what a codebook of NaN chooses."""
+    return 1 + int((book.codes[1:] - book.codes.mean(0)).square().sum(1).argmin())
 
 
 @contextmanager
