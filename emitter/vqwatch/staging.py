@@ -41,7 +41,8 @@ _TORCH_DTYPES: Final = {
 _make_event: Callable[[], Any] = torch.cuda.Event
 _make_stream: Callable[..., Any] = torch.cuda.Stream
 _foreach_copy: Callable[..., Any] = torch._foreach_copy_
-_record: Callable[..., Any] = torch._C._CudaEventBase.record  # Event.record without its Python
+# Event.record without its Python; a build without CUDA lacks it.
+_record: Callable[..., Any] = getattr(torch._C._CudaEventBase, "record", torch.cuda.Event.record)
 
 
 class _Layout:
@@ -212,9 +213,11 @@ class Staging:
         for item in items:
             end += _aligned(item.nbytes)
             large = large or item.kind in schedule.LARGE
-        slot = _free_slot(self._large if large else self._small)
+        slots = self._large if large else self._small
+        slot = _free_slot(slots)
         if slot.capacity < end:
             self._grow(slot, end)
+            self._grow_others(slots, slot.capacity)
         slot.prepare(scalars, items, sources, plan)
         with torch.no_grad():
             slot.copy([*scalars, *sources])
@@ -237,6 +240,15 @@ class Staging:
         if torch._C._cuda_getCurrentRawStream(self._device.index) != self._current.cuda_stream:
             self._current = torch.cuda.current_stream(self._device)
         return self._current
+
+    def _grow_others(self, slots: list[Slot], capacity: int) -> None:
+        """Let the slots that are free follow at once, so that nothing is allocated later."""
+        for slot in slots:
+            if slot.free and slot.capacity < capacity:
+                try:
+                    self._grow(slot, capacity)
+                except Refused:
+                    return
 
     def _grow(self, slot: Slot, size: int) -> None:
         for capacity in (max(_SMALLEST, 1 << (size - 1).bit_length()), size):
