@@ -41,7 +41,9 @@ MOST_STRETCH: Final = 64
 MOST_CODES_STRETCH: Final = 16
 """Steps that may lie between two captures of codes where they were wanted at every step."""
 
-_OFFSETS: Final = {CODEBOOKS: 0, RECONSTRUCTION: 17, GRADIENTS: 34, ENERGIES: 7, CLUSTERS: 0}
+LEAST_SHARE: Final = 0.25
+# The large ones at different steps, each at a step at which small ones are due anyway.
+_OFFSETS: Final = {RECONSTRUCTION: 20, GRADIENTS: 30}
 _REVIEW_STEPS: Final = 16
 _WARM_UP_STEPS: Final = 32
 _SMOOTHING: Final = 0.2
@@ -55,19 +57,20 @@ def stretch(
 
     ``costs`` are seconds per capture of a kind, ``fixed`` the seconds of every step that nothing can save. What costs
     most is stretched first, ties in :data:`STRETCH_ORDER`, and codes only when all others are stretched as far as it
-    goes.
+    goes. Where the fixed part alone takes the budget, as in a loop of very short steps, the kinds still get
+    :data:`LEAST_SHARE` of it: to take that away too would save little and tell nothing.
 
     >>> stretch({"codes": 1, "reconstruction": 50}, {"codes": 1e-5, "reconstruction": 0.1}, 0.0, 0.025, 0.01)
     {'codes': 1, 'reconstruction': 16}
     """
     factors = dict.fromkeys(base, 1)
-    allowed = budget * step_seconds
+    allowed = max(budget * step_seconds - fixed, LEAST_SHARE * budget * step_seconds)
     kinds = [kind for kind in STRETCH_ORDER if kind in base]
 
     def share(kind: str) -> float:
         return costs.get(kind, 0.0) / (base[kind] * factors[kind])
 
-    while fixed + sum(map(share, kinds)) > allowed:
+    while sum(map(share, kinds)) > allowed:
         worth = [k for k in kinds if k != CODES and factors[k] < MOST_STRETCH and share(k) > 0]
         if not worth and factors.get(CODES, MOST_CODES_STRETCH) < MOST_CODES_STRETCH and share(CODES) > 0:
             worth = [CODES]

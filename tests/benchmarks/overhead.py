@@ -1,7 +1,7 @@
 """What watching costs the training: ``python tests/benchmarks/overhead.py --json overhead.json``.
 
-In one process, each with a model of its own, in short blocks in random order: training alone (twice: their difference is
-the noise), with vqwatch as it comes, with vqwatch taking everything at every step, with the proposal's monitors, with
+In one process, each with a model of its own, in short blocks in random order: training alone (twice: their difference
+is the noise), with vqwatch as it comes, with vqwatch taking everything at every step, with the proposal's monitors, with
 the same readings by ``.item()`` into TensorBoard with histograms, and into ``wandb`` offline. A block ends with a
 synchronisation, so that work left to the device counts. The overhead is the median over rounds of block time over the
 mean of the two bare blocks of the same round. A stand-in for the daemon runs as a process of its own and acknowledges.
@@ -215,9 +215,10 @@ def measure(size: str, device: torch.device, rounds: int, steps: int, seed: int)
             for variant in variants[:4]:
                 variant.device_time(100)
         for name, emitter in emitters.items():
+            device_mib, pinned_mib = emitter.staged_bytes / 2**20, emitter.pinned_bytes / 2**20
             notes.append(
                 f"{name}: cadence {emitter.every}, dropped {emitter.dropped}, its own ratio {emitter.overhead}, "
-                f"staging {emitter.staged_bytes / 2**20:.0f} MiB on the device, {emitter.pinned_bytes / 2**20:.0f} pinned"
+                f"staging {device_mib:.0f} MiB on the device, {pinned_mib:.0f} MiB pinned"
             )
     return [variant.row for variant in variants], notes
 

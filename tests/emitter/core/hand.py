@@ -34,7 +34,10 @@ def array(tensor: Any) -> np.ndarray:
 
 
 class Peer:
-    """Receives when told to. ``applied`` has what a daemon would have applied: in order, once; ``seen`` has everything."""
+    """Receives when told to.
+
+    ``applied`` has what a daemon would have applied: in order, once; ``seen`` has everything.
+    """
 
     def __init__(self, endpoint: str, *, answers: bool = True, receive_at_most: int = 1000) -> None:
         self.endpoint = endpoint

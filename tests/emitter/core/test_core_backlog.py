@@ -39,14 +39,14 @@ def test_a_full_backlog_pushes_out_the_oldest_and_says_how_many() -> None:
 
 def test_the_bytes_are_bounded_whatever_the_sizes() -> None:
     backlog = Backlog(messages=100, size_bytes=100)
-    pushed_out = [backlog.add(lambda seq, first: [b"x", b"y" * 39]) for _ in range(5)]
+    pushed_out = [backlog.add(lambda *_: [b"x", b"y" * 39]) for _ in range(5)]
     assert pushed_out == [0, 0, 1, 1, 1]
     assert backlog.size_bytes == 80
 
 
 def test_one_message_larger_than_the_bound_is_still_held() -> None:
     backlog = Backlog(messages=10, size_bytes=10)
-    backlog.add(lambda seq, first: [b"x" * 100])
+    backlog.add(lambda *_: [b"x" * 100])
     assert len(backlog) == 1
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.emitter.core.hand import Loop, Model, Peer, array, settle
 
 import vqwatch
-from tests.emitter.core.hand import Loop, Model, Peer, array, settle
 from vqwatch.gradients import Sketcher
 
 Attach = Callable[..., vqwatch.Emitter]
@@ -203,7 +203,7 @@ def test_what_does_not_fit_is_counted_and_the_rest_is_sent(
             watch.step(step, **{**GOOD, **changed})
     settle(watch, peer)
     assert watch.dropped[counted] >= 1
-    assert arrives.items() <= {kind: 1 for kind in peer.kinds()}.items()
+    assert arrives.items() <= dict.fromkeys(peer.kinds(), 1).items()
     assert {message.step for message in peer.of("step")} == {0, 1, 2}
     assert len([record for record in caplog.records if counted in record.getMessage()]) == 1
     assert peer.of("step")[-1].losses["total"] == 1.0
@@ -211,8 +211,11 @@ def test_what_does_not_fit_is_counted_and_the_rest_is_sent(
 
 @pytest.mark.parametrize(
     "loss",
-    [1.5, torch.tensor(1.5), torch.tensor([1.5]), torch.tensor(1.5, dtype=torch.bfloat16), np.float64(1.5), np.array([1.5]),
-     torch.tensor(1.5, requires_grad=True), torch.tensor(1.5, dtype=torch.float64)],
+    [
+        1.5, np.float64(1.5), np.array([1.5]), torch.tensor(1.5), torch.tensor([1.5]),
+        torch.tensor(1.5, dtype=torch.bfloat16), torch.tensor(1.5, dtype=torch.float64),
+        torch.tensor(1.5, requires_grad=True),
+    ],
 )  # fmt: skip
 def test_a_loss_may_be_a_number_or_any_array_of_one(attached: Attach, peer: Peer, loss: Any) -> None:
     watch = attached()
@@ -342,11 +345,14 @@ def test_closing_says_goodbye_and_how_much_was_sent(attached: Attach, peer: Peer
 
 
 def test_an_error_in_the_block_is_the_reason_of_the_goodbye(peer: Peer) -> None:
-    with pytest.raises(ZeroDivisionError), vqwatch.attach(endpoint=peer.endpoint) as watch:
-        watch.flush(0.3)
-        peer.take(10)
-        watch.flush(0.1)
-        raise ZeroDivisionError
+    def failing() -> None:
+        with vqwatch.attach(endpoint=peer.endpoint) as watch:
+            watch.flush(0.1)
+            peer.take(10)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
     peer.take(100)
     assert [message.reason for message in peer.of("goodbye")] == ["ZeroDivisionError"]
 
@@ -397,13 +403,11 @@ def test_settings_that_cannot_be_used_are_said_in_one_line(caplog: pytest.LogCap
     assert "server_key" in record.getMessage()
 
 
-def test_training_is_bit_identical_with_and_without(peer: Peer) -> None:
+def test_training_is_bit_identical_with_and_without(attached: Attach, peer: Peer) -> None:
     weights = []
     for watched in (False, True):
         loop = Loop(seed=3)
-        watch = (
-            vqwatch.attach(loop.model, loop.optimizer, endpoint=peer.endpoint, every=EVERYTHING) if watched else None
-        )
+        watch = attached(loop.model, loop.optimizer, every=EVERYTHING) if watched else None
         for step in range(30):
             told = loop.step()
             if watch is not None:
@@ -411,8 +415,6 @@ def test_training_is_bit_identical_with_and_without(peer: Peer) -> None:
                 peer.take()
         weights.append({name: value.clone() for name, value in loop.model.state_dict().items()})
         weights[-1]["random"] = torch.get_rng_state()
-        if watch is not None:
-            watch.close(0.0)
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     assert peer.kinds()["codebooks"] > 10
 
