@@ -126,6 +126,9 @@ class Book:
         session.asked = -1
         if message.kind == "goodbye":
             session.closed = True
+            tail = sum(max(0, sent - session.latest.get(kind, 0)) for kind, sent in message.sent.items())
+            session.lost += tail  # everything went the same way in order: what is not here by now does not come
+            lost += tail
         due = message.kind != "step" or session.expected - session.acknowledged > ACKNOWLEDGE_EVERY
         return Verdict(True, (self._ack(session),) if due else (), lost)
 

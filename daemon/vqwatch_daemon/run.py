@@ -168,7 +168,7 @@ class Run:
     def absent(self, now: float, seconds: float) -> None:
         """Note that no daemon was there for ``seconds`` until ``now``: what nobody heard is not silence."""
         self.ranks.absent(seconds)
-        self._away_until = now
+        self._away_until = self._returned_at = now
 
     def state(self) -> dict[str, Any]:
         """Return everything that a restarted daemon needs to go on exactly here, numbers, texts and arrays."""

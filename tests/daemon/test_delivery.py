@@ -122,6 +122,14 @@ def test_sessions_that_crashed_make_room_for_those_that_followed_them() -> None:
     assert len(book) == 3
 
 
+def test_a_goodbye_tells_how_many_of_the_last_tensors_are_lost() -> None:
+    book = Book("d")
+    trainer = greeted(book)
+    book.receive(ROUTE, trainer.codes(1, [[1]]))
+    goodbye = Goodbye(trainer.origin, 2, 1, 0, 5, "close", {"codes": 4})
+    assert book.receive(ROUTE, goodbye).lost == 3
+
+
 def test_a_session_cannot_change_its_rank() -> None:
     book = Book("d")
     greeted(book)

@@ -247,6 +247,24 @@ def test_steps_wait_for_ranks_that_come_back_later_than_others(tmp_path: Path) -
     life.die()
 
 
+def test_a_rank_that_has_come_back_but_not_caught_up_is_waited_for(tmp_path: Path) -> None:
+    one, two = (Trainer(rank=rank, session=f"s{rank}", world_size=2) for rank in range(2))
+    life = Life(tmp_path)
+    for trainer in (one, two):
+        life.take(trainer.hello(), 0.0)
+    life.take(one.step(1, losses={"total": 1.0}), 0.0)
+    life.die()
+    life = Life(tmp_path, 5.0)
+    late, beyond = two.step(1, losses={"total": 3.0}), two.step(2, losses={"total": 3.0})
+    life.take(one.step(2, losses={"total": 1.0}), 5.0)
+    life.take(beyond, 5.0)  # a gap: it will be sent again, after the one before it
+    for now in (5.0, 6.5, 8.0):
+        life.hub.tick(now)
+    life.take(late, 8.1)
+    assert life.hub.runs["r"].readings["loss"] == {("total",): 2.0}
+    life.die()
+
+
 def test_a_second_daemon_on_the_same_directory_is_refused(tmp_path: Path) -> None:
     life = Life(tmp_path)
     with pytest.raises(StateError, match="another daemon"):

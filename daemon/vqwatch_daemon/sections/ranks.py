@@ -79,7 +79,7 @@ class Ranks:
             self._visited_at = now
             return
         was_silent = _silence(rank, now) > self._silent_seconds
-        rank.seen_at, rank.away, rank.returning = now, 0.0, False
+        rank.seen_at, rank.away = now, 0.0
         rank.lost += lost
         if was_silent:
             self._count(now)
@@ -96,7 +96,7 @@ class Ranks:
             return False
         if rank.first_step is None:
             rank.first_step = message.step
-        rank.step = message.step
+        rank.step, rank.returning = message.step, False
         rank.overhead = message.overhead
         if message.every:
             rank.every = dict(message.every)
@@ -137,7 +137,7 @@ class Ranks:
         """A session ends on purpose."""
         rank = self._ranks.get(message.origin.rank)
         if rank is not None and rank.session == message.origin.session:
-            rank.said_goodbye = True
+            rank.said_goodbye, rank.returning = True, False
         self._count(now)
 
     def _count(self, now: float) -> None:
@@ -270,7 +270,7 @@ class Ranks:
 
     @property
     def returning(self) -> bool:
-        """Whether some rank was not heard of yet since the daemon was away."""
+        """Whether some rank has not reported a step yet since the daemon was away."""
         return any(rank.returning for rank in self._ranks.values())
 
 
