@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-RAISE_SECONDS: Final = 2.0
+RAISE_SECONDS: Final = 1.0
 """Messages that wait for so long without a break halve what is taken, again and again."""
 
 LOWER_SECONDS: Final = 10.0
@@ -24,7 +24,7 @@ class Shedder:
     """Takes a share of 1/2, 1/4, ... of the steps for as long as there is a backlog.
 
     >>> shedder = Shedder()
-    >>> for now in (0.0, 1.0, 2.0):
+    >>> for now in (0.0, 0.5, 1.0):
     ...     shedder.observe(backlog=True, now=now)
     >>> shedder.kept_ratio, sum(shedder.takes(step) for step in range(1000))
     (0.5, 500)
