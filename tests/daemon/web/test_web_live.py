@@ -12,7 +12,7 @@ from tests.watching import Daemon, TrainingProcess
 
 RATE = ("--rate", "60")
 FIRING = (
-    "[...document.querySelectorAll('.alert[data-state=firing]')].find(a => a.innerText.includes('VqCodebookCollapse'))"
+    "[...document.querySelectorAll('.alert[data-state=firing]')].find(a => a.innerText.includes('VqLossNotFinite'))"
 )
 
 
@@ -31,8 +31,8 @@ def window(tmp_path: Path) -> Iterator[Any]:
         yield driver
 
 
-def test_a_person_watches_a_collapse_its_end_a_second_run_and_a_restart(daemon: Daemon, window: Any) -> None:
-    fault = ("--fault", "collapse@150:310")
+def test_a_person_watches_a_fault_its_end_a_second_run_and_a_restart(daemon: Daemon, window: Any) -> None:
+    fault = ("--fault", "nan-loss@120:180")
     with TrainingProcess(daemon.endpoint, "first", "--steps", "100000", *RATE, *fault):
         daemon.wait_for_step("first", 20)
         window.get(daemon.url)
@@ -49,7 +49,7 @@ def test_a_person_watches_a_collapse_its_end_a_second_run_and_a_restart(daemon: 
         first_tab = window.current_window_handle
         window.switch_to.new_window("tab")
         window.get(runbook)
-        assert "VqCodebookCollapse" in window.find_element("css selector", "h1").text
+        assert "VqLossNotFinite" in window.find_element("css selector", "h1").text
         window.close()
         window.switch_to.window(first_tab)
         browser.until(window, f"return !{FIRING}", 60)
@@ -71,5 +71,5 @@ def test_a_person_watches_a_collapse_its_end_a_second_run_and_a_restart(daemon: 
             browser.until_true(
                 lambda: (now := window.execute_script(drawn)) and now[0] <= before[0] and now[1] > before[1] + 30,
                 30,
-                "the curve goes on where it was",
+                f"the curve goes on where it was, {before}; now {window.execute_script(drawn)}",
             )

@@ -233,8 +233,10 @@ def test_a_second_run_appears_and_is_shown_beside_the_first(page: Any, stage: St
     page.execute_script("[...document.querySelectorAll('.run')].find(r => r.dataset.run === 'second').click()")
     browser.until(page, "return document.querySelectorAll('.overview').length === 2")
     browser.until(page, "return document.querySelectorAll('.heatmap').length === 2")
+    drawn(page)
     browser.until(
         page,
+        "document.querySelector('#charts section').scrollIntoView();"
         "const p = document.querySelector('[data-metric=codebook_utilization_ratio] .plot');"
         "return p?.layout?.xaxis2?.matches === 'x'",
     )
