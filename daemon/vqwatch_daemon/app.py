@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 TICK_SECONDS: Final = 1.0
 IDLE_WAIT_SECONDS: Final = 0.1
 CLOSE_SECONDS: Final = 5.0
-SINKS_CLOSE_SECONDS: Final = 10.0
+SINKS_CLOSE_SECONDS: Final = 5.0
 
 
 class Daemon:

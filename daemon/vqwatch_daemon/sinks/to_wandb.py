@@ -22,8 +22,8 @@ from vqwatch_daemon.sinks.records import Change, Record, Usage, Values
 
 HELD_SECONDS: Final = 3.0
 """How long a row waits for readings of its step that come later."""
-BACK_STEPS: Final = 1000
-"""A step this far behind the last row written means that training went back; less is a late reading."""
+LATE_STEPS: Final = 64
+"""A loss that is further behind the latest one means that training went back; less is a late reading."""
 
 
 def open_sink(target: str) -> WandB:
@@ -87,15 +87,18 @@ class _Rows:
         self._held: dict[int, dict[str, Any]] = {}
         self._since: dict[int, float] = {}
         self._written = -1
+        self._trained = -1
         self._now = 0.0
 
     def went_back_to(self, record: Record) -> bool:
         """Return whether this record shows that training began again at an earlier step."""
-        return isinstance(record, Values) and "loss" in record.readings and record.step < self._written - BACK_STEPS
+        return isinstance(record, Values) and "loss" in record.readings and record.step < self._trained - LATE_STEPS
 
     def add(self, record: Record) -> None:
         """Put a record into its row, or into the oldest one that is still held when its own was written."""
         step = record.step
+        if isinstance(record, Values) and "loss" in record.readings:
+            self._trained = max(self._trained, step)
         if step <= self._written:
             step = min(self._held, default=self._written + 1)
         self._now = max(self._now, record.now)

@@ -117,10 +117,16 @@ def wandb_records(path: Path) -> Iterator[bytes]:
 
 
 def wandb_history(directory: Path) -> list[dict[str, Any]]:
-    """Return the rows of the only offline run below a directory, in wandb's own messages."""
+    """Return the rows of the only offline run below a directory."""
+    (path,) = directory.glob("wandb/offline-run-*")
+    return rows_of(path)
+
+
+def rows_of(directory: Path) -> list[dict[str, Any]]:
+    """Return the rows of an offline run, in wandb's own messages."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (path,) = directory.glob("wandb/offline-run-*/run-*.wandb")
+    (path,) = directory.glob("run-*.wandb")
     rows = []
     for data in wandb_records(path):
         record = Record()
@@ -149,3 +155,13 @@ def test_wandb_reads_rows_under_the_proposals_keys_with_heatmaps(
     assert (first["codebook/usage_heatmap"]["width"], first["codebook/usage_heatmap"]["height"]) == (4, 32)
     assert first["codebook/layer_usage_correlation"]["_type"] == "image-file"
     assert first["codebook/layer_0_usage"]["values"] == [3, 0, 1, 4]
+
+
+def test_training_that_went_back_begins_another_wandb_run(
+    deliver: Deliver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    deliver("wandb", "project", [values(200), values(190), values(100), values(101)])
+    paths = sorted(tmp_path.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_ctime_ns)
+    assert [[row["_step"] for row in rows_of(path)] for path in paths] == [[190, 200], [100, 101]]
