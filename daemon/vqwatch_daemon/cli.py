@@ -22,6 +22,8 @@ COMMANDS: Final = {
     "record": Command("vqwatch_daemon.recording.record_command", "write a run's messages to a file"),
     "replay": Command("vqwatch_daemon.recording.replay_command", "play a recording into a daemon"),
     "keys": Command("vqwatch_daemon.keys_command", "make and list the keys of trainers on other machines"),
+    "top": Command("vqwatch_daemon.top", "the page's first screen in a terminal, against any daemon"),
+    "report": Command("vqwatch_daemon.report", "what happened in a run, out of its history: HTML, PNG or JSON"),
     "evaluate": Command("vqwatch_daemon.evaluate.command", "the same metrics over a validation set, from checkpoints"),
     "demo": Command("vqwatch_daemon.demo", "a real training with a fault, watched live"),
 }
