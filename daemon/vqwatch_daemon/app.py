@@ -95,7 +95,8 @@ class Daemon:
         self.keeper = None if settings.state is None else self._resume(settings.state, settings.snapshot_seconds)
         self.sinks = Sinks.of(settings)
         self._resources.callback(self.sinks.close, SINKS_CLOSE_SECONDS)
-        self.hub.observers.append(self.sinks)
+        if self.sinks.outlets:
+            self.hub.observers.append(self.sinks)
         self.hub.outside = self._outside
         self.receiver = Receiver(
             settings.listen,
