@@ -204,7 +204,7 @@ def measure(size: str, device: torch.device, rounds: int, steps: int, seed: int)
         add(".item() + TensorBoard histograms", lambda t: with_tensorboard(stack, t, f"{folder}/tensorboard"))
         add(".item() + wandb.log, offline", lambda t: with_wandb(stack, t, folder))
         for variant in variants:
-            variant.block(max(steps, 60))
+            variant.block(40)
             variant.row.blocks.clear()
             variant.row.calls.clear()
         shuffled = random.Random(seed)
@@ -213,7 +213,7 @@ def measure(size: str, device: torch.device, rounds: int, steps: int, seed: int)
                 variant.block(steps)
         if device.type == "cuda" and size == "gpu-bound":  # elsewhere the device waits for the host in between
             for variant in variants[:4]:
-                variant.device_time(100)
+                variant.device_time(60)
         for name, emitter in emitters.items():
             device_mib, pinned_mib = emitter.staged_bytes / 2**20, emitter.pinned_bytes / 2**20
             notes.append(

@@ -103,7 +103,8 @@ class Training:
         torch.manual_seed(seed)
         self.size = size
         self.device = device
-        self.model = Autoencoder(size).to(device)
+        with device:  # initialised there: on the host it takes seconds
+            self.model = Autoencoder(size)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4)
         self.batches = [torch.randn(size.batch, size.frames, size.width, device=device) for _ in range(4)]
         lengths = torch.randint(size.frames // 2, size.frames, (len(self.batches), size.batch, 1))
