@@ -167,6 +167,7 @@ def _child(name: str, command: Sequence[str], folder: Path) -> Iterator[Child]:
     """Start a process in a session of its own, so that Ctrl-C reaches the demo alone; stop it at the end."""
     log = folder / f"{name}.log"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("VQWATCH_")}
+    environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # threads that wait for each other are slower
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment,

@@ -87,6 +87,7 @@ class Run:
                     name: series for name, series in self.readings.items() if not name.startswith(_OF_CODEBOOKS)
                 }
             self.layers = message.layers
+            self.snapshots.describe(message.layers)
         if visitor:
             self.ranks.heard(message.origin.rank, now)
         else:

@@ -67,7 +67,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=LENGTH, help="frames of a document in a batch")
     parser.add_argument("--quantizer", choices=sorted(QUANTIZERS), default="ema")
     parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--rate", type=float, default=0.0, help="at most this many steps a second (0: no limit)")
     parser.add_argument("--fault", action="append", default=[], metavar="NAME@FROM:TO", help="may be given repeatedly")
     parser.add_argument("--list-faults", action="store_true", help="name the faults and leave")

@@ -320,7 +320,7 @@ def stand_still(warm: Warm, seconds: float) -> Outcome:
 def two_ranks(fault: str, ranks: Sequence[int], seed: int, *, begins: int = 40, steps: int = 200) -> Outcome:
     """Train in two processes that average gradients and codebooks; put a fault into these ``ranks``.
 
-    Simulated time runs with the real one; where a rank falls silent, thirty times as fast afterwards.
+    Simulated time runs with the real one; where one rank falls silent, a step takes a second afterwards.
     """
     setting = Setting()
     outcome = Outcome(fault, setting, seed)
@@ -334,7 +334,12 @@ def two_ranks(fault: str, ranks: Sequence[int], seed: int, *, begins: int = 40, 
             )
             for rank in (0, 1)
         ]
-        _listen(daemon, lambda: any(trainer.poll() is None for trainer in trainers) and not outcome.fired, outcome)
+        _listen(
+            daemon,
+            lambda: any(trainer.poll() is None for trainer in trainers) and not outcome.fired,
+            outcome,
+            slow_from=begins + 5 if len(ranks) == 1 else steps,
+        )
     outcome.fired = [replace(one, step=one.step - begins) for one in outcome.fired]
     return outcome
 
@@ -353,13 +358,13 @@ def killed(seed: int, *, at: int = 60, seconds: float = 330.0) -> Outcome:
     return outcome
 
 
-def _listen(daemon: Daemon, going: Callable[[], bool], outcome: Outcome, hurry_from: int = sys.maxsize) -> None:
-    then = time.monotonic()
+def _listen(daemon: Daemon, going: Callable[[], bool], outcome: Outcome, slow_from: int = sys.maxsize) -> None:
+    then, step = time.monotonic(), slow_from
     while going():
         daemon.receive(0.02)
         now = time.monotonic()
-        daemon.now += (now - then) * (30.0 if daemon.step >= hurry_from else 1.0)
-        then = now
+        daemon.now += now - then + max(0, daemon.step - step)
+        then, step = now, max(step, daemon.step)
         outcome.fired = daemon.fired()
 
 

@@ -68,6 +68,11 @@ class Snapshots:
         self._sketches: dict[int, dict[str, dict[int, NDArray[Any]]]] = {}
         self.nonfinite = 0
 
+    def describe(self, layers: tuple[Layer, ...]) -> None:
+        """Take over settings (decay, threshold) that a new session announces for the same layers."""
+        for layer in layers:
+            self._books[layer.name].layer = layer
+
     def add(self, message: Codebooks, tokens_per_step: float | None) -> Readings:
         """Take one rank's snapshot; return what it says by itself. Revivals follow from :meth:`settle`.
 
