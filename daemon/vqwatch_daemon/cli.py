@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -28,7 +29,9 @@ COMMANDS: Final = {
     "demo": Command("vqwatch_daemon.demo", "a real training with a fault, watched live"),
 }
 
-USAGE: Final = 2
+ONE_CORE: Final = frozenset({"daemon", "record", "replay", "rules"})
+"""Subcommands that run beside a training. Their matrices are small: a BLAS with a thread for each core would spin on
+the cores that the training needs, and be 50 times slower itself where those are busy."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="vqwatch", description="Watches RQ-VAE and residual-VQ training.")
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     wanted = next((item for item in (sys.argv[1:] if argv is None else argv) if not item.startswith("-")), "")
+    if wanted in ONE_CORE:
+        for library in ("OPENBLAS", "OMP", "MKL"):
+            os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     runners: dict[str, Callable[[argparse.Namespace], int]] = {}
     for name, command in COMMANDS.items():
         subparser = choices.add_parser(name, help=command.help, description=command.help)

@@ -169,13 +169,11 @@ def draw(story: Story, address: str) -> RenderableType:
         ProgressBar(total=plan.steps, completed=max(0, min(story.step + 1, plan.steps))),
         f"step {max(0, story.step)} of {plan.steps}",
     )
-    events = (
-        Group(*(line(event, story) for event in story.events[-EVENTS_SHOWN:])) if story.events else Text("none yet")
-    )
+    lines = [line(event, story) for event in story.events[-EVENTS_SHOWN:]] or [Text("none yet")]
     return Group(
         Panel(bar, title=f"training, {_chapter(story)}", title_align="left"),
         _table(story),
-        Panel(Group(*events), title=f"alerts, {len(story.firing)} firing", title_align="left"),
+        Panel(Group(*lines), title=f"alerts, {len(story.firing)} firing", title_align="left"),
         addresses(address),
     )
 

@@ -82,7 +82,7 @@ def rendered(story: Story, form: str) -> bytes:
         try:
             return poster.png(story)
         except ModuleNotFoundError as error:
-            raise ReportError("--format png needs the package resvg-py: pip install resvg-py") from error
+            raise ReportError("--format png needs the package resvg-py: pip install 'vqwatch[png]'") from error
     return page.document(story).encode()
 
 
