@@ -5,7 +5,7 @@
 
 A real daemon; ranks with a real socket each in sender processes (`simulated_ranks`), which share the machine with it:
 its processor time is the daemon's own, the delay has the senders' load in it. A rank-step is what one rank says of one
-step: scalars and codes 16 x 500 x 8 in 256, 64 kB. Prints a table and, last, one line of JSON.
+step: scalars and codes 16 x 500 x 8 in 256, 128 kB. Prints a table and, last, one line of JSON.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from tests.benchmarks.simulated_ranks import speak
 from tests.watching import ROOT, Daemon
 
 NO_LIMITS: Final = ["--session-bytes-per-second", "1e12", "--run-bytes-per-second", "1e12", "--max-runs", "1000"]
@@ -128,8 +129,6 @@ def scrape(runs: int) -> dict[str, Any]:
         assert target.process is not None
         pid = target.process.pid
         before = resident_mb(pid)
-        from tests.benchmarks.simulated_ranks import speak
-
         for number in range(runs):
             speak(target.endpoint, f"run{number}", [0], 1, 200.0, 0.6)
         time.sleep(1.2)

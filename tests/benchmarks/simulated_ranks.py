@@ -103,7 +103,7 @@ def speak(endpoint: str, run: str, numbers: list[int], world_size: int, rate: fl
     context: zmq.Context[Any] = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 4096)
     rng = np.random.default_rng(numbers[0])
-    batches = [Tensor("u8", SHAPE, rng.integers(0, 256, SHAPE, dtype=np.uint8).tobytes()) for _ in range(16)]
+    batches = [Tensor("i16", SHAPE, rng.integers(0, 256, SHAPE, dtype=np.int16).tobytes()) for _ in range(16)]
     ranks = [connect(context, endpoint, run, number, world_size) for number in numbers]
     for rank in ranks:
         rank.socket.poll(30_000)
@@ -122,6 +122,9 @@ def speak(endpoint: str, run: str, numbers: list[int], world_size: int, rate: fl
                 rank.probe()
                 probes += 1
         delays += _heard(ranks)
+    while time.perf_counter() < began + steps / rate:
+        delays += _heard(ranks)
+        time.sleep(0.002)
     took = time.perf_counter() - began
     for rank in ranks:
         rank.asked_at = 0.0
