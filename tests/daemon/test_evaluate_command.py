@@ -24,8 +24,10 @@ from tests.watching import Daemon
 
 import vqwatch
 from vqwatch_daemon.cli import main
+from vqwatch_daemon.evaluate import pushing
 from vqwatch_daemon.evaluate.forward import Sample
 from vqwatch_daemon.evaluate.pushing import Push, PushError
+from vqwatch_daemon.keys import Keys, make
 
 MODULE = "evaluating_by_name"
 EXAMPLES = Path(__file__).parents[2] / "emitter" / "examples"
@@ -280,6 +282,39 @@ def test_a_daemon_that_forgot_the_first_part_does_not_take_the_rest(tmp_path: Pa
         with pytest.raises(PushError, match="began anew"):
             push.__exit__(None, None, None)
         assert exported(daemon, "r") == {}
+
+
+def test_a_daemon_that_kept_its_state_takes_the_rest_once(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "daemon", state=True) as daemon:
+        with Push(daemon.endpoint, "r", 1, (), timeout=30.0) as push:
+            for _ in range(3):
+                push.add(samples())
+            daemon.kill()
+            daemon.start()
+            for _ in range(3):
+                push.add(Sample(samples().original, samples().original))
+        found = exported(daemon, "r")
+    assert (found["mse", "mean"], found["mse", "max"]) == (0.125, 0.25)
+
+
+def test_a_push_that_would_leave_the_machine_without_keys_is_refused() -> None:
+    with pytest.raises(PushError, match="VQWATCH_SERVER_KEY"):
+        Push("tcp://192.0.2.1:9816", "r", 1, ())
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_daemon_with_keys_takes_evaluations_of_those_whom_it_knows(tmp_path: Path, known: bool) -> None:
+    own = make(tmp_path / "keys", "evaluator")
+    stranger = make(tmp_path / "other", "stranger")
+    environment = {
+        "VQWATCH_SERVER_KEY": Keys(tmp_path / "keys").public.decode(),
+        "VQWATCH_KEY_FILE": str(own if known else stranger),
+    }
+    with Daemon(tmp_path / "daemon", ["--keys", str(tmp_path / "keys")]) as daemon:
+        push = Push(daemon.endpoint, "r", 1, (), timeout=20.0 if known else 1.0, keys=pushing.keys(environment))
+        with suppress(PushError), push:
+            push.add(samples())
+        assert bool(exported(daemon, "r")) == known
 
 
 def test_no_daemon_is_told_in_time() -> None:

@@ -22,7 +22,7 @@ from rich.progress import Progress
 from vqwatch_daemon.evaluate import checkpoints, judging, measuring, showing
 from vqwatch_daemon.evaluate.checkpoints import CheckpointError
 from vqwatch_daemon.evaluate.forward import ForwardError
-from vqwatch_daemon.evaluate.pushing import Push, PushError, server_key
+from vqwatch_daemon.evaluate.pushing import Push, PushError, keys
 from vqwatch_daemon.evaluate.quantizers import CodebooksUnknown
 from vqwatch_daemon.evaluate.watchlist import Watchlist, listed
 from vqwatch_rules import RuleError, RuleSet
@@ -116,7 +116,8 @@ class Job:
         options = self.options
         if options.push is None:
             return None
-        return lambda sizes: Push(options.push, options.run, step, sizes, server_key=server_key(os.environ))
+        found = keys(os.environ)
+        return lambda sizes: Push(options.push, options.run, step, sizes, keys=found)
 
 
 class Bar:

@@ -11,12 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 from uuid import uuid4
 
 import numpy as np
 import zmq
 from numpy.typing import NDArray
+from zmq.auth import load_certificate
 
 from vqwatch.wire import (
     MAX_RANKS,
@@ -41,7 +42,16 @@ PIECE_BYTES: Final = 8 << 20
 WINDOW_BYTES: Final = 32 << 20
 """What may be on its way unacknowledged."""
 AGAIN_SECONDS: Final = 1.0
+KEY_LENGTH: Final = 40
 _DTYPES: Final = {"bool": "bool", "int16": "i16", "int32": "i32", "int64": "i64", "float32": "f32", "float64": "f64"}
+
+
+class Keys(NamedTuple):
+    """CURVE keys: the daemon's public one, and the own pair."""
+
+    server: bytes
+    public: bytes
+    secret: bytes
 
 
 class PushError(RuntimeError):
@@ -64,8 +74,10 @@ class Push:
         *,
         name: str = "checkpoint",
         timeout: float = 30.0,
-        server_key: bytes | None = None,
+        keys: Keys | None = None,
     ) -> None:
+        if keys is None and not _stays_here(endpoint):
+            raise PushError(f"{endpoint} leaves this machine without CURVE keys: set VQWATCH_SERVER_KEY")
         self._origin = Origin(run, RANK, uuid4().hex[:16])
         self._step, self._name, self._timeout = step, name, timeout
         self._endpoint = endpoint
@@ -75,11 +87,10 @@ class Push:
         self._waiting: deque[tuple[int, list[Frame], int]] = deque()
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        if server_key is not None:
-            public, secret = zmq.curve_keypair()
-            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
-            self._socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
-            self._socket.setsockopt(zmq.CURVE_SERVERKEY, server_key)
+        if keys is not None:
+            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+            self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
         self._socket.connect(endpoint)
 
     def __enter__(self) -> Self:
@@ -187,10 +198,31 @@ class Push:
                 self._hand_over(frames)
 
 
-def server_key(environment: Mapping[str, str]) -> bytes | None:
-    """Return the daemon's public key from ``VQWATCH_SERVER_KEY``, None without one."""
-    text = environment.get("VQWATCH_SERVER_KEY", "")
-    return text.encode() if text else None
+def keys(environment: Mapping[str, str]) -> Keys | None:
+    """Return the keys that ``VQWATCH_SERVER_KEY`` and ``VQWATCH_KEY_FILE`` name, None without the former.
+
+    Raises :class:`PushError` for keys that cannot be used.
+    """
+    server, own = environment.get("VQWATCH_SERVER_KEY", ""), environment.get("VQWATCH_KEY_FILE", "")
+    if not server:
+        return None
+    try:
+        if own:
+            public, secret = load_certificate(own)
+        else:
+            public, secret = zmq.curve_keypair()
+    except (OSError, ValueError) as error:
+        raise PushError(f"VQWATCH_KEY_FILE: {error}") from error
+    if secret is None or len(server) != KEY_LENGTH:
+        raise PushError(
+            f"VQWATCH_SERVER_KEY is {KEY_LENGTH} characters of Z85, and VQWATCH_KEY_FILE holds a secret key"
+        )
+    return Keys(server.encode(), public, secret)
+
+
+def _stays_here(endpoint: str) -> bool:
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    return not endpoint.startswith("tcp://") or host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
