@@ -33,7 +33,7 @@ from vqwatch_daemon.alertmanager import Alertmanagers
 from vqwatch_daemon.authentication import Authentication
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.delivery import Book
-from vqwatch_daemon.exposition import Snapshot, SnapshotCollector, exposition
+from vqwatch_daemon.exposition import Snapshot, exposition
 from vqwatch_daemon.history import History
 from vqwatch_daemon.hub import Hub
 from vqwatch_daemon.keeper import Keeper
@@ -116,10 +116,9 @@ class Daemon:
         """Take the HTTP port; requests are answered once everything else is there."""
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        registry.register(SnapshotCollector(self.snapshot))
         host, port = split_address(settings.http)
         web = WebConfig() if settings.web_config is None else web_config.load(settings.web_config)
-        app = create_app(View(self), metrics=exposition(registry))
+        app = create_app(View(self), metrics=exposition(self.snapshot, registry))
         if web.asks:
             app.user_middleware.append(Middleware(Authentication, web))  # within the headers that every answer carries
         self.server = Server(app, host, port, **web.server_options())

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.messages import Trainer, layers
 
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.delivery import Book
-from vqwatch_daemon.exposition import SnapshotCollector
+from vqwatch_daemon.exposition import lines
 from vqwatch_daemon.hub import Hub
 from vqwatch_daemon.per_code import PerCode
 from vqwatch_rules import Engine, load
@@ -31,11 +30,10 @@ def train(here: Hub, run: str = "r", steps: int = 5, count: int = 2) -> None:
 
 
 def scraped(here: Hub) -> dict[tuple[str, str, str], float]:
-    registry = CollectorRegistry()
-    registry.register(SnapshotCollector(here.snapshot))
+    text = "".join(lines(here.snapshot(), openmetrics=False))
     return {
         (sample.labels["run"], sample.labels["layer"], sample.labels["code"]): sample.value
-        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for family in text_string_to_metric_families(text)
         if family.name == NAME
         for sample in family.samples
     }
