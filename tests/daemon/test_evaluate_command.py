@@ -332,8 +332,8 @@ class Watching:
 
     def __init__(self, directory: Path, endpoint: str, out: Path) -> None:
         self.out = out
-        command = [sys.executable, "-m", "vqwatch_daemon.cli",
-                   *arguments(watch=directory, poll_seconds=0.2, push=endpoint, run="watched")]  # fmt: skip
+        options = arguments(watch=directory, poll_seconds=0.2, push=endpoint, push_seconds=1.0, run="watched")
+        command = [sys.executable, "-m", "vqwatch_daemon.cli", *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with out.open("wb") as file, (out.parent / "errors.txt").open("wb") as errors:
             self.process = subprocess.Popen(command, cwd=out.parent, env=environment, stdout=file, stderr=errors)
@@ -391,3 +391,18 @@ def test_each_new_checkpoint_is_evaluated_once_in_order_despite_killed_writers_a
         assert (tmp_path / "errors.txt").read_text().count("step_11.pt") == 1
         watcher.process.send_signal(signal.SIGTERM)
         assert watcher.process.wait(20.0) == 0
+
+
+def test_checkpoints_wait_in_order_for_a_daemon_that_is_away(tmp_path: Path) -> None:
+    directory = tmp_path / "checkpoints"
+    directory.mkdir()
+    for step in (1, 2):
+        write(directory / f"step_{step}.pt")
+        os.utime(directory / f"step_{step}.pt", (1e9, 1e9))
+    daemon = Daemon(tmp_path / "daemon")
+    with watching(directory, daemon.endpoint, tmp_path / "out.txt") as watcher:
+        wait_for(lambda: "step_1.pt waits" in (tmp_path / "errors.txt").read_text(), 30.0, "a word about the daemon")
+        with daemon:
+            watcher.wait_for("step_1.pt", "step_2.pt")
+            assert daemon.value("vqwatch_evaluation_step", run="watched") == 2
+    assert "step_2.pt waits" not in (tmp_path / "errors.txt").read_text()

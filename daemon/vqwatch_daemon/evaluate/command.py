@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 FAILURES = (CheckpointError, ForwardError, CodebooksUnknown, PushError, measuring.NamedNothing, RuleError, OSError)
-PUSH_TRIES = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fail-on", choices=judging.SEVERITIES, help="exit 1 when a rule this bad, or worse, holds")
     parser.add_argument("--json", action="store_true", help="one line of JSON for each checkpoint, and no table")
     parser.add_argument("--push", metavar="ENDPOINT", help="send the evaluation to a running daemon")
+    parser.add_argument("--push-seconds", type=float, default=10.0, help="how long a silent daemon is waited for [10]")
     parser.add_argument("--run", default=os.environ.get("VQWATCH_RUN", "evaluation"), help="run that it belongs to")
     parser.add_argument("--poll-seconds", type=float, default=2.0, help="how often --watch looks [2]")
     parser.add_argument("--unsafe-pickle", action="store_true", help="load checkpoints that may run code on loading")
@@ -117,7 +117,7 @@ class Job:
         if options.push is None:
             return None
         found = keys(os.environ)
-        return lambda sizes: Push(options.push, options.run, step, sizes, keys=found)
+        return lambda sizes: Push(options.push, options.run, step, sizes, timeout=options.push_seconds, keys=found)
 
 
 class Bar:
@@ -143,8 +143,8 @@ class Bar:
 def watch(job: Job, directory: Path, poll_seconds: float) -> int:
     """Evaluate every checkpoint of a directory, those that are there and those that come, until SIGTERM or SIGINT.
 
-    One that cannot be read is left until it changes, one that the daemon did not take is evaluated again, up to
-    three times; neither keeps later ones waiting. Returns 1 when ``--fail-on`` was met by any, else 0.
+    One that cannot be read is left until it changes and keeps no other waiting. One that the daemon did not take is
+    evaluated again until it does, and those after it wait. Returns 1 when ``--fail-on`` was met by any, else 0.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is no directory")
@@ -152,7 +152,7 @@ def watch(job: Job, directory: Path, poll_seconds: float) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _signal, _frame: stopping.set())
     watchlist = Watchlist(still_seconds=poll_seconds)
-    failed_pushes: dict[Path, int] = {}
+    refused: Path | None = None
     worst = 0
     while not stopping.is_set():
         ready = watchlist.look(listed(directory), time.monotonic())
@@ -164,13 +164,13 @@ def watch(job: Job, directory: Path, poll_seconds: float) -> int:
             except FileNotFoundError:
                 continue
             except PushError as error:
-                tries = failed_pushes[stamp.path] = failed_pushes.get(stamp.path, 0) + 1
-                sys.stderr.write(f"vqwatch evaluate: {stamp.path.name}: {error}\n")
-                if tries < PUSH_TRIES:
-                    continue
+                if refused != stamp.path:
+                    sys.stderr.write(f"vqwatch evaluate: {stamp.path.name} waits: {error}\n")
+                    sys.stderr.flush()
+                refused = stamp.path
+                break
             except (CheckpointError, ForwardError) as error:
                 sys.stderr.write(f"vqwatch evaluate: {error}\n")
-            failed_pushes.pop(stamp.path, None)
             watchlist.settle(stamp)
         stopping.wait(poll_seconds)
     return worst

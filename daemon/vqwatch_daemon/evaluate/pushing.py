@@ -73,7 +73,7 @@ class Push:
         sizes: Sequence[int],
         *,
         name: str = "checkpoint",
-        timeout: float = 30.0,
+        timeout: float = 10.0,
         keys: Keys | None = None,
     ) -> None:
         if keys is None and not _stays_here(endpoint):
