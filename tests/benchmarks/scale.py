@@ -31,7 +31,7 @@ from tests.watching import ROOT, Daemon
 
 NO_LIMITS: Final = ["--session-bytes-per-second", "1e12", "--run-bytes-per-second", "1e12", "--max-runs", "1000"]
 COMFORT: Final = 128
-"""Rank-steps a second that every number of ranks is first measured at."""
+"""Rank-steps a second that the search begins at; one for each rank where there are more."""
 
 KNEE_DELAY_SECONDS: Final = 1.0
 
@@ -113,12 +113,12 @@ def keeps_up(result: dict[str, Any]) -> bool:
 
 def knee(ranks: int, seconds: float, senders: int) -> list[dict[str, Any]]:
     """Raise the load until the daemon does not keep up; return every step of the way, the last is beyond the knee."""
-    results = [load(ranks, COMFORT, seconds, senders)]
-    rate = 2.0 * COMFORT
+    rate = float(max(COMFORT, ranks))
+    results = [load(ranks, rate, seconds, senders)]
     while keeps_up(results[-1]) and rate < 64 * COMFORT:
         show(results[-1])
-        results.append(load(ranks, rate, seconds, senders))
         rate *= 2.0**0.5
+        results.append(load(ranks, rate, seconds, senders))
     show(results[-1])
     return results
 
