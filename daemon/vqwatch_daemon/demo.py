@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
@@ -61,21 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     """Run the demo; 0 when the alert fired and resolved, 1 when not, 2 when it could not run, 130 on Ctrl-C."""
     console = Console(highlight=False, soft_wrap=True)
-    previous = signal.signal(signal.SIGTERM, _interrupted)
+    interruption = Interruption()
     try:
-        with ExitStack() as stack:
-            return _run(options, console, stack)
+        with interruption, ExitStack() as stack:
+            return _run(options, console, stack, interruption)
     except DemoError as error:
         console.print(f"[red]The demo could not run:[/] {error}")
         return 2
     except KeyboardInterrupt:
         console.print("Interrupted; everything is stopped.")
         return 130
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
-def _run(options: argparse.Namespace, console: Console, stack: ExitStack) -> int:
+def _run(options: argparse.Namespace, console: Console, stack: ExitStack, interruption: Interruption) -> int:
     example = find_example()
     if importlib.util.find_spec("torch") is None:
         raise DemoError("the training needs torch: install vqwatch[all]")
@@ -86,23 +84,23 @@ def _run(options: argparse.Namespace, console: Console, stack: ExitStack) -> int
 
     daemon = stack.enter_context(_child("daemon", daemon_command(endpoint, address, folder / "state"), folder))
     api = Api(f"http://{address}")
-    _wait_until_ready(api, daemon)
+    _wait_until_ready(api, daemon, interruption)
     steps = 10**9 if options.hold else plan.steps
     command = training_command(example, plan, endpoint, steps, options.rate, options.seed)
     training = stack.enter_context(_child("training", command, folder))
 
     story = Story(plan)
     with View(console, plan, api.address, plain=options.plain or not console.is_terminal) as view:
-        _watch(api, daemon, training, story, view)
+        _watch(api, daemon, training, story, view, interruption)
     _summarize(console, story, training)
     outcome = verdict(story)
     if options.hold:
         console.print(f"Still running at {api.address} until Ctrl-C.")
-        _hold(daemon, training)
+        _hold(daemon, training, interruption)
     return 0 if outcome.good else 1
 
 
-def _watch(api: Api, daemon: Child, training: Child, story: Story, view: View) -> None:
+def _watch(api: Api, daemon: Child, training: Child, story: Story, view: View, interruption: Interruption) -> None:
     """Look again and again until the plan is played and no alert is left, or nothing more can come."""
     over: float | None = None
     while True:
@@ -118,12 +116,12 @@ def _watch(api: Api, daemon: Child, training: Child, story: Story, view: View) -
             over = now
         if over is not None and (story.settled or now - over > RESOLVE_SECONDS):
             return
-        time.sleep(POLL_SECONDS)
+        interruption.sleep(POLL_SECONDS)
 
 
-def _hold(daemon: Child, training: Child) -> None:
+def _hold(daemon: Child, training: Child, interruption: Interruption) -> None:
     while daemon.poll() is None and training.poll() is None:
-        time.sleep(POLL_SECONDS)
+        interruption.sleep(POLL_SECONDS)
 
 
 def _summarize(console: Console, story: Story, training: Child) -> None:
@@ -132,6 +130,33 @@ def _summarize(console: Console, story: Story, training: Child) -> None:
         console.print(line)
     if not outcome.good:
         console.print(training.last_lines())
+
+
+class Interruption:
+    """Ctrl-C and SIGTERM, held back until the demo sleeps: never between a child's birth and its registration."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._previous: dict[int, Any] = {}
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep; raises KeyboardInterrupt when asked to end before or meanwhile."""
+        if not self._asked:
+            time.sleep(seconds)
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def _ask(self, _number: int, _frame: object) -> None:
+        self._asked = True
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
 
 class Child:
@@ -242,14 +267,14 @@ class Api:
             return []
 
 
-def _wait_until_ready(api: Api, daemon: Child) -> None:
+def _wait_until_ready(api: Api, daemon: Child, interruption: Interruption) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not api.ready():
         if daemon.poll() is not None:
             raise DemoError(f"the daemon ended with {daemon.poll()}\n{daemon.last_lines()}")
         if time.monotonic() > deadline:
             raise DemoError(f"the daemon was not ready after {START_SECONDS:.0f} s\n{daemon.last_lines()}")
-        time.sleep(0.05)
+        interruption.sleep(0.05)
 
 
 def _free(address: str) -> str:
@@ -260,10 +285,6 @@ def _free(address: str) -> str:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return f"{host}:{probe.getsockname()[1]}"
-
-
-def _interrupted(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class View:
 
 def line(event: Event, story: Story) -> Text:
     """Return an event as one line: seconds since the training's first step, step, what happened."""
-    since = event.time - (story.began_at or event.time)
+    since = event.time - (event.time if story.began_at is None else story.began_at)
     what = event.text
     if event.kind in ("fired", "resolved"):
         what = f"{event.text}{_places(event.where)} {event.kind}"

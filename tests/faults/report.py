@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -86,9 +88,9 @@ def of_processes(seed: int) -> list[Row]:
 def play(seeds: Sequence[int], quantizers: Sequence[str], process_seeds: Sequence[int], jobs: int) -> Iterator[Row]:
     """Play the gallery, a row at a time as they come."""
     with get_context("spawn").Pool(jobs) as pool:
-        for rows in pool.imap_unordered(of_seed, [(quantizer, seed) for seed in seeds for quantizer in quantizers]):
-            yield from rows
         for rows in pool.imap_unordered(of_processes, process_seeds):
+            yield from rows
+        for rows in pool.imap_unordered(of_seed, [(quantizer, seed) for seed in seeds for quantizer in quantizers]):
             yield from rows
 
 
@@ -100,10 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--process-seeds", type=int, default=3, help="seeds for ranks and killed processes")
     parser.add_argument("--quantizer", action="append", choices=QUANTIZERS, default=None)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end after so long with what was played")
     options = parser.parse_args(argv)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     lines: dict[tuple[str, str], Line] = defaultdict(Line)
-    good = True
+    good, began = True, time.monotonic()
     rows = play(seeds, options.quantizer or QUANTIZERS, range(options.process_seeds), options.jobs)
     for quantizer, fault, seed, judgement in rows:
         lines[quantizer, fault].judged.append(judgement)
@@ -112,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"! {quantizer} {fault} seed {seed}: {judgement}", flush=True)
         if fault == "stall":
             print(f"{quantizer} seed {seed} played", flush=True)
+            if time.monotonic() - began > 60 * options.minutes:
+                break
     print("library     fault                 told   steps to fire, smallest/median/largest")
     for (quantizer, fault), line in lines.items():
         print(f"{quantizer:11} {fault:21} {line}")
