@@ -30,6 +30,9 @@ PATIENCE_SECONDS: Final = 1.0
 RETURN_SECONDS: Final = 15.0
 """How long ranks may take to come back after the daemon was away; steps wait for them so long."""
 
+CATCH_UP_SECONDS: Final = 5.0
+"""How long steps go on waiting after the last of them came back: it sends again what nobody took meanwhile."""
+
 
 class Update(NamedTuple):
     """Readings that changed together, and the training step they are of."""
@@ -98,6 +101,8 @@ class Run:
 
     def _step(self, message: Step, now: float) -> list[tuple[int, Readings]]:
         self._rewind_for(message)
+        if self.ranks.returns(message.origin.rank):
+            self._returned_at = now  # what it did meanwhile comes next
         if not self.ranks.step(message):
             raise Refused("step_backwards", f"rank {message.origin.rank} reported step {message.step} or later before")
         self._delay = now - message.time_ns / 1e9
@@ -146,7 +151,7 @@ class Run:
         overdue: list[tuple[int, Readings]] = []
         if self.ranks.returning and now - self._away_until < RETURN_SECONDS:
             self._returned_at = now
-        if now - self._returned_at >= PATIENCE_SECONDS:
+        if now - self._returned_at >= CATCH_UP_SECONDS:
             overdue += self.training.overdue(now, PATIENCE_SECONDS)
             overdue += [self._settled(*item) for item in self.use.overdue(now, PATIENCE_SECONDS)]
         presence = self.ranks.readings(now)

@@ -265,6 +265,25 @@ def test_a_rank_that_has_come_back_but_not_caught_up_is_waited_for(tmp_path: Pat
     life.die()
 
 
+def test_steps_from_before_wait_until_the_last_rank_has_had_time_to_catch_up(tmp_path: Path) -> None:
+    one, two = (Trainer(rank=rank, session=f"s{rank}", world_size=2) for rank in range(2))
+    life = Life(tmp_path)
+    for trainer in (one, two):
+        life.take(trainer.hello(), 0.0)
+    for step in (1, 2):
+        life.take(one.step(step, losses={"total": 1.0}), 0.0)
+    life.die()
+    life = Life(tmp_path, 5.0)
+    life.hub.tick(5.0)
+    life.take(one.step(3, losses={"total": 1.0}), 5.1)
+    life.take(two.step(1, losses={"total": 3.0}), 5.9)
+    life.hub.tick(6.0)
+    life.take(two.step(2, losses={"total": 3.0}), 6.05)
+    assert life.hub.runs["r"].readings["loss"] == {("total",): 2.0}
+    assert life.hub.runs["r"].readings["step"] == {(): 2.0}
+    life.die()
+
+
 def test_a_second_daemon_on_the_same_directory_is_refused(tmp_path: Path) -> None:
     life = Life(tmp_path)
     with pytest.raises(StateError, match="another daemon"):

@@ -19,7 +19,7 @@ def main() -> None:
     name, *options = sys.argv[1:] or [""]
     if name not in NAMES:
         sys.exit(f"python -m tests.fuzz.run {'|'.join(NAMES)} [libFuzzer options]")
-    with atheris.instrument_imports(include=["vqwatch", "vqwatch_rules", "vqwatch_daemon", "yaml"]):
+    with atheris.instrument_imports(include=["vqwatch", "vqwatch_rules", "vqwatch_daemon"]):
         from tests.fuzz import seeds
         from tests.fuzz.targets import TARGETS
     corpus = Path(".fuzz") / name

@@ -268,6 +268,10 @@ class Ranks:
                 rank.away += seconds
                 rank.returning = True
 
+    def returns(self, number: int) -> bool:
+        """Return whether a rank reports its first step since the daemon was away."""
+        return self._ranks[number].returning
+
     @property
     def returning(self) -> bool:
         """Whether some rank has not reported a step yet since the daemon was away."""
