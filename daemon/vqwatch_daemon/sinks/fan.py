@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vqwatch_daemon.readings import Readings
 from vqwatch_daemon.sinks.outlet import Outlet
-from vqwatch_daemon.sinks.records import Record, Usage, Values, change
+from vqwatch_daemon.sinks.records import End, Record, Usage, Values, change
 from vqwatch_daemon.sinks.thinning import Thinner
 from vqwatch_rules import Transition
 
@@ -24,6 +24,8 @@ LIBRARIES: Final[Mapping[str, tuple[str, ...]]] = {
 """What has to be installed for a sink; the extra of the same name brings it."""
 
 MOST_RUNS: Final = 256
+END_SECONDS: Final = 5.0
+"""How long after the last goodbye a run is over: what was under way still comes."""
 
 
 class Wanted(Protocol):
@@ -53,6 +55,9 @@ class Sinks:
         self.outlets = dict(outlets)
         self._thinner = Thinner(interval)
         self._last: dict[str, float] = {}
+        self._finished: dict[str, float] = {}  # since when, for runs that were live
+        self._live: set[str] = set()
+        self._ended: set[str] = set()
 
     @classmethod
     def of(cls, settings: Wanted) -> Sinks:
@@ -63,20 +68,45 @@ class Sinks:
     def readings(self, run: str, step: int, now: float, readings: Readings) -> None:
         """Readings of one step changed together."""
         self._last[run] = now
+        self._follow(run, step, now, readings)
+        if run in self._ended:
+            return
         for held_step, passed in self._thinner.offer(run, step, now, readings):
             self._put(Values(run, held_step, now, passed))
         if len(self._last) > MOST_RUNS:
             self._last = dict(sorted(self._last.items(), key=lambda item: item[1])[-MOST_RUNS // 2 :])
             self._thinner.forget(set(self._last))
+            self._live &= self._last.keys()
+            self._ended &= self._last.keys()
+
+    def _follow(self, run: str, step: int, now: float, readings: Readings) -> None:
+        """Say so, once, when a run that was live has ended; one that comes back, or is evaluated, goes on."""
+        state = next((labels[0] for labels in readings.get("run_info", ())), "")
+        if state == "live" or "evaluation" in readings:
+            self._live.add(run)
+            self._ended.discard(run)
+            self._finished.pop(run, None)
+        elif state == "finished" and run in self._live and now - self._finished.setdefault(run, now) >= END_SECONDS:
+            self._end(run, step, now)
+
+    def _end(self, run: str, step: int, now: float) -> None:
+        self._live.remove(run)
+        self._ended.add(run)
+        del self._finished[run]
+        for held_step, held in self._thinner.rest(run):
+            self._put(Values(run, held_step, now, held))
+        self._put(End(run, step, now))
 
     def usage(self, run: str, step: int, now: float, counts: Mapping[str, NDArray[Any]]) -> None:
         """How often each code was used, by layer."""
+        if run in self._ended:
+            return
         self._put(Usage(run, step, now, {layer: values.copy() for layer, values in counts.items()}))
 
     def transition(self, transition: Transition) -> None:
         """An alert changed its state; those about the daemon itself belong to no run and stay here."""
         found = change(transition)
-        if found is not None and found.run:
+        if found is not None and found.run and found.run not in self._ended:
             self._put(found)
 
     def _put(self, record: Record) -> None:
@@ -100,8 +130,9 @@ class Sinks:
 
     def close(self, timeout: float) -> None:
         """Write what is held back and queued, all sinks side by side, at most ``timeout`` seconds; then give up."""
-        for run, step, readings in self._thinner.rest():
-            self._put(Values(run, step, self._last.get(run, 0.0), readings))
+        for run in self._thinner.runs:
+            for step, readings in self._thinner.rest(run):
+                self._put(Values(run, step, self._last.get(run, 0.0), readings))
         deadline = time.monotonic() + timeout
         for outlet in self.outlets.values():
             outlet.finish(deadline)

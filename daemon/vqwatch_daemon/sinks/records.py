@@ -51,7 +51,16 @@ class Change:
     value: float
 
 
-Record: TypeAlias = Values | Usage | Change
+@dataclass(frozen=True, slots=True)
+class End:
+    """A run has ended: every rank said goodbye a while ago."""
+
+    run: str
+    step: int
+    now: float
+
+
+Record: TypeAlias = Values | Usage | Change | End
 
 
 def change(transition: Transition) -> Change | None:
@@ -83,6 +92,8 @@ def pack(record: Record) -> bytes:
     if isinstance(record, Usage):
         counts = [[layer, np.ascontiguousarray(values, "<i8").tobytes()] for layer, values in record.counts.items()]
         return _packed(["usage", *head, counts])
+    if isinstance(record, End):
+        return _packed(["end", *head])
     return _packed(["change", *head, record.name, record.severity, record.state, dict(record.labels), record.summary,
                     record.value])  # fmt: skip
 
@@ -104,5 +115,7 @@ def unpack(data: bytes) -> Record:
         return Values(run, step, now, readings)
     if kind == "usage":
         return Usage(run, step, now, {layer: np.frombuffer(values, "<i8") for layer, values in rest[0]})
+    if kind == "end":
+        return End(run, step, now)
     name, severity, state, labels, summary, value = rest
     return Change(run, step, now, name, severity, state, labels, summary, value)

@@ -72,16 +72,19 @@ class Thinner:
         state.passed[name] = _Passed(now, step, series)
         out.setdefault(step, {})[name] = series
 
-    def rest(self) -> list[tuple[str, int, Readings]]:
-        """Return all that is held back, by run and step; nothing is then."""
-        out = []
-        for run, state in self._runs.items():
-            by_step: dict[int, Readings] = {}
-            for name, (step, series) in state.waiting.items():
-                by_step.setdefault(step, {})[name] = series
-            state.waiting.clear()
-            out += [(run, step, readings) for step, readings in sorted(by_step.items())]
-        return out
+    def rest(self, run: str) -> list[tuple[int, Readings]]:
+        """Return all that is held back of a run, by step; nothing is then."""
+        state = self._runs.get(run, _Run())
+        by_step: dict[int, Readings] = {}
+        for name, (step, series) in state.waiting.items():
+            by_step.setdefault(step, {})[name] = series
+        state.waiting.clear()
+        return sorted(by_step.items())
+
+    @property
+    def runs(self) -> list[str]:
+        """The runs that are known."""
+        return list(self._runs)
 
     def forget(self, keep: set[str]) -> None:
         """Forget all runs but these."""

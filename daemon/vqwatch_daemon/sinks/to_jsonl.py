@@ -4,6 +4,7 @@
      "values": [["codebook_perplexity", {"layer": "0"}, 201.5], ["reconstruction_snr_db", {}, 14.1]]}
     {"kind": "usage", "run": "demo", "step": 40, "time": …, "counts": {"0": [12, 0, 7, …]}}
     {"kind": "alert", "run": "demo", "step": 41, "time": …, "name": …, "severity": …, "state": "firing", …}
+    {"kind": "end", "run": "demo", "step": 41, "time": …}
 
 Names are the catalogue's. What is not finite is written as "NaN", "Infinity" or "-Infinity", which JSON lacks. A line
 is whole or not there; after a crash some lines may be there twice. When the file is moved away a new one is begun.
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vqwatch_daemon.catalogue import CATALOGUE
-from vqwatch_daemon.sinks.records import Record, Usage, Values
+from vqwatch_daemon.sinks.records import End, Record, Usage, Values
 
 
 def open_sink(target: str) -> JsonLines:
@@ -79,6 +80,8 @@ def line(record: Record) -> dict[str, Any]:
         return {**head, "kind": "readings", "values": values}
     if isinstance(record, Usage):
         return {**head, "kind": "usage", "counts": {layer: found.tolist() for layer, found in record.counts.items()}}
+    if isinstance(record, End):
+        return {**head, "kind": "end"}
     return {**head, "kind": "alert", "name": record.name, "severity": record.severity, "state": record.state,
             "labels": dict(record.labels), "summary": record.summary, "value": _number(record.value)}  # fmt: skip
 

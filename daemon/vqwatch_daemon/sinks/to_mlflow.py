@@ -12,7 +12,7 @@ from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
 from vqwatch_daemon.sinks.names import alert_key, named
-from vqwatch_daemon.sinks.records import Record, Usage, Values
+from vqwatch_daemon.sinks.records import End, Record, Usage, Values
 
 EXPERIMENT: Final = "vqwatch"
 RUN_TAG: Final = "vqwatch.run"
@@ -37,6 +37,10 @@ class Mlflow:
     def write(self, record: Record) -> None:
         """Log one record; a store has no place for histograms, so usage is left out."""
         if isinstance(record, Usage):
+            return
+        if isinstance(record, End):
+            if (ended := self._runs.pop(record.run, None)) is not None:
+                self._client.set_terminated(ended)
             return
         tags = []
         if isinstance(record, Values):

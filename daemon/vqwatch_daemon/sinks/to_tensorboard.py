@@ -18,7 +18,7 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_STRING  # type: ign
 from tensorboard.summary.writer.event_file_writer import EventFileWriter  # type: ignore[import-untyped]
 
 from vqwatch_daemon.sinks.names import alert_key, named, usage_key
-from vqwatch_daemon.sinks.records import Change, Record, Usage, Values
+from vqwatch_daemon.sinks.records import Change, End, Record, Usage, Values
 
 BUCKETS: Final = 128
 
@@ -38,6 +38,10 @@ class TensorBoard:
 
     def write(self, record: Record) -> None:
         """Write one record as one event."""
+        if isinstance(record, End):
+            if (writer := self._writers.pop(record.run, None)) is not None:
+                writer.close()
+            return
         event = event_pb2.Event(wall_time=record.now, step=record.step, summary=summary(record))
         self._writer(record.run).add_event(event)
 
@@ -67,7 +71,7 @@ def directory_name(run: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]", "_", run).lstrip(".") or "run"
 
 
-def summary(record: Record) -> summary_pb2.Summary:
+def summary(record: Values | Usage | Change) -> summary_pb2.Summary:
     """Return a record as TensorBoard's summary."""
     if isinstance(record, Values):
         pairs = [pair for name, series in record.readings.items() for pair in named(name, series)]

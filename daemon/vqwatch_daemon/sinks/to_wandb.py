@@ -18,7 +18,7 @@ import wandb
 from vqwatch_daemon.readings import Series
 from vqwatch_daemon.sinks.heatmap import colours, usage_matrix
 from vqwatch_daemon.sinks.names import CORRELATION, EVALUATION_STEP, HEATMAP, alert_key, named, usage_key
-from vqwatch_daemon.sinks.records import Change, Record, Usage, Values
+from vqwatch_daemon.sinks.records import Change, End, Record, Usage, Values
 
 HELD_SECONDS: Final = 3.0
 """How long a row waits for readings of its step that come later."""
@@ -43,6 +43,10 @@ class WandB:
 
     def write(self, record: Record) -> None:
         """Put a record into the row of its step."""
+        if isinstance(record, End):
+            if (ended := self._runs.pop(record.run, None)) is not None:
+                ended.close()
+            return
         rows = self._runs.get(record.run)
         if rows is not None and rows.went_back_to(record):
             rows.close()
@@ -94,7 +98,7 @@ class _Rows:
         """Return whether this record shows that training began again at an earlier step."""
         return isinstance(record, Values) and "loss" in record.readings and record.step < self._trained - LATE_STEPS
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Values | Usage | Change) -> None:
         """Put a record into its row, or into the oldest one that is still held when its own was written."""
         step = record.step
         if isinstance(record, Values) and "loss" in record.readings:
@@ -119,7 +123,7 @@ class _Rows:
         self._run.finish()
 
 
-def row(record: Record) -> dict[str, Any]:
+def row(record: Values | Usage | Change) -> dict[str, Any]:
     """Return what a record adds to the row of its step."""
     if isinstance(record, Values):
         values: dict[str, Any] = {}

@@ -121,13 +121,14 @@ def test_wandbs_frozen_service_is_killed_and_the_records_written_by_another(
     assert services, "wandb runs a service of its own"
     for pid in services:
         os.kill(pid, signal.SIGSTOP)
-    slowest = 0.0
+    seconds = []
     for step in range(1, 3000):  # more than wandb's own socket buffers hold
         started = time.perf_counter()
         sink.put(values(step))
-        slowest = max(slowest, time.perf_counter() - started)
+        seconds.append(time.perf_counter() - started)
     wait_until(lambda: sink.counts().failures >= 1)
-    assert slowest < 0.25
+    assert sorted(seconds)[len(seconds) * 99 // 100] < 0.02
+    assert max(seconds) < 2.0  # a machine may be busy, but nobody waits for the 3 s of patience
     wait_until(lambda: all(map(is_gone, services)))
     started = time.monotonic()
     sink.finish(started + 0.5)
@@ -175,3 +176,31 @@ def test_what_stays_the_same_for_a_step_is_not_written_again() -> None:
 def test_delivery_counts_what_it_wrote(deliver: Deliver, tmp_path: Path) -> None:
     counts = deliver("jsonl", str(tmp_path / "out.jsonl"), [values(step) for step in range(300)])
     assert (counts.written, counts.full, counts.refused, counts.closed, counts.failures) == (300, 0, 0, 0, 0)
+
+
+def presence(state: str) -> dict[str, dict[tuple[str, ...], float]]:
+    """Return what a tick of the clock says of a run."""
+    return {"run_info": {(state, "1", "2"): 1.0}, "stalled_ratio": {(): 1.0}}
+
+
+def test_a_run_ends_once_everybody_said_goodbye_and_begins_again(open_outlet: Open, tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    sinks = Sinks({"jsonl": open_outlet("jsonl", str(path))}, interval=100.0)
+    sinks.readings("demo", 1, 0.0, presence("live"))
+    for second in range(1, 20):
+        sinks.readings("demo", 2, float(second), {"loss": {("total",): 1.0 * second}, **presence("finished")})
+    sinks.readings("demo", 3, 20.0, presence("live"))
+    sinks.readings("demo", 3, 20.5, {"loss": {("total",): float("nan")}})
+    sinks.close(20.0)
+    kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
+    assert kinds.count("end") == 1
+    assert kinds[-1] == "readings"
+
+
+def test_a_run_that_is_only_evaluated_does_not_end_between_two_checkpoints(open_outlet: Open, tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    sinks = Sinks({"jsonl": open_outlet("jsonl", str(path))}, interval=1.0)
+    for second in range(20):
+        sinks.readings("demo", 0, float(second), presence("finished"))
+    sinks.close(20.0)
+    assert all(json.loads(line)["kind"] == "readings" for line in path.read_text().splitlines())

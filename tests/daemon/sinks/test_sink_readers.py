@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from tests.daemon.sinks.conftest import START, Deliver, fired, usage, values
 
+from vqwatch_daemon.sinks.records import End
+
 EXPECTED = {
     "codebook/layer_0_utilization": 0.75,
     "codebook/layer_1_utilization": 0.5,
@@ -165,3 +167,22 @@ def test_training_that_went_back_begins_another_wandb_run(
     deliver("wandb", "project", [values(200), values(190), values(100), values(101)])
     paths = sorted(tmp_path.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_ctime_ns)
     assert [[row["_step"] for row in rows_of(path)] for path in paths] == [[190, 200], [100, 101]]
+
+
+def test_a_run_that_ended_is_finished_in_wandb_and_mlflow_and_another_begins(
+    deliver: Deliver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    records = [values(1), End("demo", 1, START + 1), values(2)]
+    store = (tmp_path / "mlflow").as_uri()
+    assert deliver("mlflow", store, records).written == deliver("wandb", "project", records).written == 3
+    client = MlflowClient(tracking_uri=store)
+    experiment = client.get_experiment_by_name("vqwatch")
+    assert experiment is not None
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FINISHED", "FINISHED"]
+    rows = [row["_step"] for path in tmp_path.glob("wandb/offline-run-*") for row in rows_of(path)]
+    assert sorted(rows) == [1, 2]
