@@ -121,7 +121,10 @@ class Daemon:
         app = create_app(View(self), metrics=exposition(self.snapshot, registry))
         if web.asks:
             app.user_middleware.append(Middleware(Authentication, web))  # within the headers that every answer carries
-        self.server = Server(app, host, port, **web.server_options())
+        try:
+            self.server = Server(app, host, port, **web.server_options())
+        except OSError as error:
+            raise OSError(error.errno, f"cannot serve on {settings.http}: {error.strerror}") from error
         self._resources.callback(self.server.close)
         scheme = "http" if web.tls is None else "https"
         name = f"[{host}]" if ":" in host else host

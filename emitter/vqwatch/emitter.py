@@ -185,7 +185,7 @@ class Emitter:
         except Exception as error:
             self.complaints.failed("quantizers", error)
             return None
-        if not found.layers:
+        if found.unknown or not found.layers:
             _log.warning("%s", codebooks.advice(found.unknown))
         return found
 

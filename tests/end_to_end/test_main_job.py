@@ -8,6 +8,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from tests.servers import Alertmanager, Prometheus, Webhook, require_server, wait_for
@@ -88,6 +89,17 @@ def test_a_second_daemon_cannot_take_the_socket_of_the_first(start_daemon: Start
     )  # fmt: skip
     assert second.returncode == 2
     assert "another daemon listens" in second.stderr
+
+
+def test_a_taken_http_port_is_named(start_daemon: Start, tmp_path: Path) -> None:
+    first = start_daemon()
+    address = f"127.0.0.1:{first.port}"
+    second = subprocess.run(
+        [sys.executable, "-m", "vqwatch_daemon.cli", "daemon", "--http", address, "--listen", f"ipc://{tmp_path}/s"],
+        capture_output=True, text=True, check=False, timeout=20.0,
+    )  # fmt: skip
+    assert second.returncode == 2
+    assert f"cannot serve on {address}" in second.stderr
 
 
 def test_health_and_readiness_are_answered(start_daemon: Start) -> None:
