@@ -23,6 +23,7 @@ _WIRE_NAMES: Final = {
     "bool": "bool", "uint8": "u8", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
     "float16": "f16", "float32": "f32", "float64": "f64",
 }  # fmt: skip
+_WIRE_DTYPES: Final = {np.dtype(name): wire for name, wire in _WIRE_NAMES.items()}
 _NUMPY_NAMES: Final = {wire: numpy for numpy, wire in _WIRE_NAMES.items()} | {"bf16": "uint16"}
 
 _CPU: Final = 1
@@ -103,13 +104,13 @@ def _take_tensor(tensor: torch.Tensor, what: str) -> Host | torch.Tensor:
 
 
 def _host(array: NDArray[Any], what: str) -> Host:
-    name = array.dtype.name
-    if name == "bfloat16":
-        return Host(array.view(np.uint16), "bf16")
-    if name.startswith("float8"):
-        return Host(array.astype(np.float16), "f16")
-    dtype = _WIRE_NAMES.get(name)
+    dtype = _WIRE_DTYPES.get(array.dtype)
     if dtype is None:
+        name = array.dtype.name
+        if name == "bfloat16":
+            return Host(array.view(np.uint16), "bf16")
+        if name.startswith("float8"):
+            return Host(array.astype(np.float16), "f16")
         raise Refused("dtype", f"{what} is {name}, which no message can hold")
     if array.ndim > MAX_DIMENSIONS:
         raise Refused("shape", f"{what} has {array.ndim} dimensions, at most {MAX_DIMENSIONS}")
@@ -148,7 +149,8 @@ def narrow(dtype: str, codebook_size: int) -> str:
 def moved_last_axis_first(value: Host | torch.Tensor) -> Host | torch.Tensor:
     """Return a view whose first axis is the last one of ``value``."""
     if isinstance(value, Host):
-        return Host(np.moveaxis(value.array, -1, 0), value.dtype)
+        last = value.array.ndim - 1
+        return Host(value.array.transpose((last, *range(last))), value.dtype)
     return value.movedim(-1, 0)
 
 

@@ -1,8 +1,8 @@
 """What watching costs the training: ``python tests/benchmarks/overhead.py --json overhead.json``.
 
 In one process, each with a model of its own, in short blocks in random order: training alone (twice: their difference
-is the noise), with vqwatch as it comes, with vqwatch taking everything at every step, with the proposal's monitors, with
-the same readings by ``.item()`` into TensorBoard with histograms, and into ``wandb`` offline. A block ends with a
+is the noise), with vqwatch as it comes, with vqwatch taking everything at every step, with the proposal's monitors,
+with the same readings by ``.item()`` into TensorBoard with histograms, and into ``wandb`` offline. A block ends with a
 synchronisation, so that work left to the device counts. The overhead is the median over rounds of block time over the
 mean of the two bare blocks of the same round. A stand-in for the daemon runs as a process of its own and acknowledges.
 
@@ -173,7 +173,9 @@ def with_wandb(stack: ExitStack, training: Training, folder: str) -> Watch | Non
     return lambda step, out: run.log(readings(training, out), step=step)
 
 
-def measure(size: str, device: torch.device, rounds: int, steps: int, seed: int) -> tuple[list[Row], list[str]]:
+def measure(
+    size: str, device: torch.device, rounds: int, steps: int, seed: int, alone: bool
+) -> tuple[list[Row], list[str]]:
     """Return the rows of one size, and notes."""
     notes: list[str] = []
     with ExitStack() as stack:
@@ -199,10 +201,11 @@ def measure(size: str, device: torch.device, rounds: int, steps: int, seed: int)
             add(name, make)
 
         ours("vqwatch, defaults")
-        ours("vqwatch, everything every step", every=EVERYTHING, budget=float("inf"))
-        add("the proposal's monitors", with_proposal)
-        add(".item() + TensorBoard histograms", lambda t: with_tensorboard(stack, t, f"{folder}/tensorboard"))
-        add(".item() + wandb.log, offline", lambda t: with_wandb(stack, t, folder))
+        if not alone:
+            ours("vqwatch, everything every step", every=EVERYTHING, budget=float("inf"))
+            add("the proposal's monitors", with_proposal)
+            add(".item() + TensorBoard histograms", lambda t: with_tensorboard(stack, t, f"{folder}/tensorboard"))
+            add(".item() + wandb.log, offline", lambda t: with_wandb(stack, t, folder))
         for variant in variants:
             variant.block(40)
             variant.row.blocks.clear()
@@ -255,6 +258,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--steps", type=int, default=20, help="steps in a block")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--alone", action="store_true", help="only bare and vqwatch's defaults: more rounds, less noise"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -262,7 +268,7 @@ def main() -> None:
     print(f"{where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {' '.join(sys.argv)}")
     results: dict[str, Any] = {"device": where, "torch": torch.__version__, "command": sys.argv}
     for size in arguments.sizes or (["gpu-bound", "launch-bound"] if device.type == "cuda" else ["cpu"]):
-        rows, notes = measure(size, device, arguments.rounds, arguments.steps, arguments.seed)
+        rows, notes = measure(size, device, arguments.rounds, arguments.steps, arguments.seed, arguments.alone)
         print(f"\n{size}: {SIZES[size]}\n\n{table(rows)}\n", flush=True)
         print("\n".join(notes), flush=True)
         results[size] = {"rows": [asdict(row) for row in rows], "notes": notes}

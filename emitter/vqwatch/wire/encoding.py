@@ -27,7 +27,6 @@ from .messages import (
     WireError,
 )
 
-
 # One packer for all: a new one allocates 256 KiB, which costs more than the packing. It never lets go of the GIL.
 _packer: Final = msgpack.Packer()
 
