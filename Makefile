@@ -7,7 +7,7 @@ STAMPS := .make
 # An older release whose quantizers are other classes; the tests look for it here.
 OLD_FAMILY := vector-quantize-pytorch-1.14.24
 
-.PHONY: demo test lint types unit servers reference benchmarks fuzz soak clean
+.PHONY: demo test lint types unit servers reference fuzz soak clean
 
 demo: $(STAMPS)/demo
 	$(BIN)/vqwatch demo
@@ -46,6 +46,17 @@ $(STAMPS)/dev: pyproject.toml constraints.txt tests/families.txt | $(VENV)/bin/p
 	$(PIP) install --constraint constraints.txt --no-deps --requirement tests/families.txt
 	$(PIP) install --no-deps --upgrade --target $(VENV)/families/$(OLD_FAMILY) vector-quantize-pytorch==1.14.24
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/demo
+
+# Coverage-guided fuzzing of everything that reads what others wrote: ten million inputs on the wire, then minutes of each.
+fuzz: $(STAMPS)/dev
+	$(PIP) install --constraint constraints.txt atheris
+	$(BIN)/python -m tests.fuzz.run wire -runs=10000000
+	$(BIN)/python -m tests.fuzz.run rules -max_total_time=300
+	$(BIN)/python -m tests.fuzz.run http -max_total_time=300
+
+# Four ranks train while their daemon is killed a hundred times.
+soak: $(STAMPS)/dev
+	$(BIN)/python -m tests.end_to_end.chaos --kills 100 --ranks 4
 
 clean:
 	rm -rf $(VENV) $(STAMPS) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -109,6 +109,8 @@ def _enters(endpoint: str, answer: Callable[[], None], server: bytes, pair: Pair
             client.curve_publickey, client.curve_secretkey = pair
             client.curve_serverkey = server
         monitor = client.get_monitor_socket()
+        # Kept until monitoring has ended: that waits for ever for an end that was collected.
+        stack.callback(monitor.close, linger=0)
         stack.callback(client.disable_monitor)
         client.connect(endpoint)
         deadline = time.monotonic() + PROOF_SECONDS

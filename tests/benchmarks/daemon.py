@@ -65,11 +65,15 @@ def main() -> None:
     warm = np.array(times[300:]) * 1e3
     if options.profile:
         pstats.Stats(profile).sort_stats("cumulative").print_stats(35)
-    print(json.dumps({
-        "date": datetime.now(UTC).date().isoformat(), "machine": platform.processor() or platform.machine(),
-        "ms_per_step_median": round(float(np.median(warm)), 3), "ms_per_step_mean": round(float(warm.mean()), 3),
-        "ms_per_step_p99": round(float(np.percentile(warm, 99)), 3), "steps_per_second": round(1e3 / float(warm.mean())),
-    }))  # fmt: skip
+    found = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": platform.processor() or platform.machine(),
+        "ms_per_step_median": round(float(np.median(warm)), 3),
+        "ms_per_step_mean": round(float(warm.mean()), 3),
+        "ms_per_step_p99": round(float(np.percentile(warm, 99)), 3),
+        "steps_per_second": round(1e3 / float(warm.mean())),
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

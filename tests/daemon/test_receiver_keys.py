@@ -136,6 +136,8 @@ def test_who_breaks_the_rules_again_and_again_is_disconnected_and_shut_out(
     opened = door(stack, directory)
     socket = client(stack, opened.endpoint, opened.keys.public, pair(directory, "alice"))
     monitor = socket.get_monitor_socket()
+    # Kept until monitoring has ended: that waits for ever for an end that was collected.
+    stack.callback(monitor.close, linger=0)
     stack.callback(socket.disable_monitor)
     for _ in range(100):
         with suppress(zmq.Again):
