@@ -217,7 +217,8 @@ def training_command(example: Path, plan: Plan, endpoint: str, steps: int, rate:
     """Return how the training is started."""
     return [
         sys.executable, str(example), "--run", RUN, "--endpoint", endpoint, "--steps", str(steps),
-        "--rate", str(rate), "--seed", str(seed), "--fault", f"{plan.fault}@{plan.begins}:{plan.ends}",
+        "--rate", str(rate), "--seed", str(seed), "--budget", "inf",
+        "--fault", f"{plan.fault}@{plan.begins}:{plan.ends}",
     ]  # fmt: skip
 
 

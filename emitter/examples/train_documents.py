@@ -32,8 +32,7 @@ import vqwatch
 
 LENGTH = 64
 LR_FLAT_STEPS = 100
-LOOK_EVERY = {"codebooks": 5, "reconstruction": 5}
-OVERHEAD = 0.015  # of a step; steps are short and arrays small here, so more often than at a real model
+LOOK_EVERY = {"codebooks": 5, "reconstruction": 5}  # arrays are small here: ten times as often as by default
 
 
 def build_model(quantizer: str = "ema", length: int = LENGTH) -> DocumentRQVAE:
@@ -69,6 +68,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--rate", type=float, default=0.0, help="at most this many steps a second (0: no limit)")
+    parser.add_argument("--budget", type=float, default=0.01, help="share of a step that watching may take (inf: any)")
     parser.add_argument("--fault", action="append", default=[], metavar="NAME@FROM:TO", help="may be given repeatedly")
     parser.add_argument("--list-faults", action="store_true", help="name the faults and leave")
     parser.add_argument("--checkpoint", type=Path, default=None, help="write the model's state here at the end")
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     batches = documents.batches(corpus, options.batch_size, options.length, options.seed + rank)
 
     watch = vqwatch.attach(
-        model, optimizer, run=options.run, endpoint=options.endpoint, every=LOOK_EVERY, budget=OVERHEAD
+        model, optimizer, run=options.run, endpoint=options.endpoint, every=LOOK_EVERY, budget=options.budget
     )
     faults = Schedule(options.fault, model, optimizer, watch)
     for step, (features, mask) in enumerate(islice(batches, options.steps)):

@@ -67,6 +67,12 @@ def test_infos_and_pending_alerts_do_not_count() -> None:
     assert story.alarming == []
 
 
+def test_an_alert_about_watching_is_shown_and_not_judged() -> None:
+    story = told((120, [alert("VqEmitterOverheadHigh", 0.0, severity="warning")]))
+    assert story.events[-1].text == "VqEmitterOverheadHigh"
+    assert story.alarming == []
+
+
 def test_an_alert_that_fires_again_is_told_again() -> None:
     story = told((120, [alert("VqA", 0.0)]), (130, [alert("VqA", 0.0, 1.0)]), (140, [alert("VqA", 2.0)]))
     assert [event.kind for event in story.events if event.text == "VqA"] == ["fired", "resolved", "fired"]
