@@ -82,6 +82,11 @@ PER_DAEMON: dict[Key, float] = {
     ("messages_rejected_total", ("duplicate",)): 3.0,
     ("alert_delivery_failures_total", ("http://am",)): 0.0,
     ("rule_errors_total", ("VqSnrLow",)): 0.0,
+    ("state_safe", ()): 1.0,
+    ("kept_steps_ratio", ()): 1.0,
+    ("peers_cut_off_total", ()): 1.0,
+    ("sink_failures_total", ("wandb",)): 2.0,
+    ("sink_dropped_total", ("wandb", "full")): 9.0,
     ("build_info", ("0.1.0", "3.11")): 1.0,
 }
 
@@ -103,6 +108,10 @@ class Case:
 
 def _ramp(start: float, by: float) -> Callable[[int], float]:
     return lambda step: start + by * step
+
+
+def _from(begin: int, value: float, before: float) -> Callable[[int], float]:
+    return lambda step: value if step >= begin else before
 
 
 def _cases() -> Iterator[Case]:
@@ -225,6 +234,14 @@ def _cases() -> Iterator[Case]:
     yield Case("VqAlertsNotDelivered", "warning", {failed: 1.0}, {}, 20, where={"alertmanager": "http://am"})
     broken = ("rule_errors_total", ("VqSnrLow",))
     yield Case("VqRuleFailing", "warning", {broken: 2.0}, {}, 20, where={"rule": "VqSnrLow"})
+    yield Case("VqStateNotSafe", "warning", {"state_safe": 0.0}, {"state_safe": _from(15, 0.0, 1.0)}, 70)
+    share = "kept_steps_ratio"
+    yield Case("VqDaemonShedding", "warning", {share: 0.5}, {share: _from(15, 0.25, 1.0)}, 40)
+    yield Case("VqPeersCutOff", "warning", {"peers_cut_off_total": 2.0}, {rejected: 20.0}, 20)
+    failures, unwritten = ("sink_failures_total", ("wandb",)), ("sink_dropped_total", ("wandb", "full"))
+    yield Case("VqSinkFailing", "warning", {failures: 3.0}, {unwritten: 10.0}, 20, where={"sink": "wandb"})
+    unwritten_by = {"sink": "wandb", "reason": "full"}
+    yield Case("VqSinkDropping", "warning", {unwritten: 10.0}, {failures: 3.0}, 20, where=unwritten_by)
     yield Case("VqDaemonDown", "critical", {("build_info", ("0.1.0", "3.11")): None}, {}, 70, 0)
 
 
@@ -244,7 +261,7 @@ def world(step: int, changes: Mapping[str | Key, Value], sick_for: int | None) -
     # A ripple of some thousandths: nothing real is constant.
     ripple = 1.0 + 0.001 * ((step * 7) % 5 - 2)
     for key, value in values.items():
-        if not key[0].endswith(("_total", "_size", "_info", "_ratio", "_updates", "_exact", "step")):
+        if not key[0].endswith(("_total", "_size", "_info", "_ratio", "_updates", "_exact", "_safe", "step")):
             values[key] = value * ripple
     if sick_for is not None:
         for given, change in changes.items():
