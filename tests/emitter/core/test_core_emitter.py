@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.emitter.core.hand import Loop, Model, Peer, array, settle
+from tests.emitter.core.hand import Loop, Model, Peer, array, settle, until
 
 import vqwatch
 from vqwatch.gradients import Sketcher
@@ -223,6 +223,25 @@ def test_a_loss_may_be_a_number_or_any_array_of_one(attached: Attach, peer: Peer
     watch.step(1, losses=loss)
     settle(watch, peer)
     assert [message.losses for message in peer.of("step")] == [{"total": 1.5}] * 2
+
+
+def test_a_large_array_arrives_as_it_was_although_the_trainer_goes_on_writing_to_it(
+    peers: Callable[..., Peer], endpoint: str
+) -> None:
+    peer = peers(endpoint, receive_at_most=1)
+    watch = vqwatch.attach(endpoint=endpoint, every=EVERYTHING, budget=float("inf"))
+    until(lambda: watch.flush(0.0), lambda: peer.take(1))
+    features = torch.empty(4, 128, 512)
+    for step in range(6):
+        features.fill_(step)
+        watch.step(step, original=features, reconstructed=features)
+    features.fill_(-1)
+    settle(watch, peer)
+    assert len(peer.of("reconstruction")) == 6
+    for message in peer.of("reconstruction"):
+        assert (array(message.original) == message.step).all()
+        assert (array(message.reconstructed) == message.step).all()
+    watch.close(0.0)
 
 
 def test_what_is_not_finite_travels_as_it_is(attached: Attach, peer: Peer) -> None:

@@ -13,7 +13,7 @@ from tests.emitter.core.hand import Peer, array, until
 from vqwatch.backlog import Backlog
 from vqwatch.link import PATIENCE_SECONDS, Link
 from vqwatch.settings import Keys
-from vqwatch.wire import Codes, Goodbye, Hello, Origin, Tensor, decode, encode
+from vqwatch.wire import Ack, Codes, Goodbye, Hello, Origin, Stop, Tensor, Welcome, decode, encode
 from vqwatch_daemon.delivery import Book
 
 ORIGIN = Origin("test", 0, "s1")
@@ -295,14 +295,24 @@ def test_answers_for_another_session_change_nothing(line: Line, peer: Peer) -> N
     peer.answers = False
     line.must_arrive(1)
     until(lambda: bool(peer.seen), lambda: (line.turn(), peer.take(1)))
-    line.link.session = "another"
-    peer.answers = True
-    peer.stop("x")
-    peer.routes["other"] = peer.routes["s1"]
+    for answer in (Ack("other", 99), Welcome("other", "impostor", 0), Stop("other", "x")):
+        peer.socket.send_multipart([peer.routes["s1"], *encode(answer)])
     for _ in range(20):
         line.turn()
         time.sleep(0.001)
-    assert (line.acknowledged(), line.link.stop_reason) == (False, None)
+    assert (line.acknowledged(), line.link.stop_reason, line.link.daemon) == (False, None, "peer")
+
+
+def test_where_the_daemon_asks_for_a_message_the_replay_begins_at_once(line: Line, peer: Peer) -> None:
+    peer.answers = False
+    line.must_arrive(*range(5))  # numbers 2 to 6, after hello
+    until(lambda: len(peer.seen) == 5, lambda: (line.turn(), peer.take(1)))
+    peer.answers = True
+    peer.say(Welcome("s1", "peer", 4))
+    peer.answers = False
+    now = time.monotonic()  # stands still: what comes again comes because it was asked for
+    until(lambda: len(peer.seen) == 8, lambda: (line.link.turn(now), peer.take(1)))
+    assert steps(peer.seen) == [0, 1, 2, 3, 4, 2, 3, 4]
 
 
 def test_waiting_ends_at_once_where_no_daemon_ever_was(lines: Callable[..., Line], endpoint: str) -> None:
