@@ -376,12 +376,13 @@ def _process(
 ) -> Iterator[subprocess.Popen[bytes]]:
     command = [
         sys.executable, str(EXAMPLES / "train_documents.py"), "--run", RUN, "--endpoint", daemon.endpoint,
-        "--steps", str(steps), "--seed", str(seed), "--threads", "1", "--quantizer", setting.quantizer,
+        "--steps", str(steps), "--seed", str(seed), "--budget", "inf", "--quantizer", setting.quantizer,
         "--batch-size", str(setting.batch_size), "--length", str(setting.length),
         *(f"--fault={name}@{step}" for name, step in faults.items()),
     ]  # fmt: skip
     group = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if port else {}
-    process = subprocess.Popen(command, env={**os.environ, **group}, stdout=subprocess.DEVNULL)
+    quiet = subprocess.DEVNULL  # the rank that is left complains when the other one ends
+    process = subprocess.Popen(command, env={**os.environ, **group}, stdout=quiet, stderr=quiet)
     try:
         yield process
     finally:
