@@ -49,16 +49,23 @@ def write(path: Path, tree: dict[str, Any]) -> int:
     return size
 
 
+_UNREADABLE: Final = (
+    zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError, NotImplementedError,
+    OSError,  # a seek to where a damaged directory points
+)  # fmt: skip
+
+
 def read(path: Path) -> dict[str, Any]:
     """Return what :func:`write` wrote, tuples as lists. Raises :class:`Damaged`, or OSError where nothing is there."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            document = json.loads(archive[_TREE].tobytes())
-            if document["version"] != VERSION:
-                raise Damaged(f"{path}: version {document['version']!r}, this daemon reads {VERSION}")
-            tree = _take(document["tree"], archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError, NotImplementedError) as error:
-        raise Damaged(f"{path}: {error}") from error
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                document = json.loads(archive[_TREE].tobytes())
+                if document["version"] != VERSION:
+                    raise Damaged(f"{path}: version {document['version']!r}, this daemon reads {VERSION}")
+                tree = _take(document["tree"], archive)
+        except _UNREADABLE as error:
+            raise Damaged(f"{path}: {error}") from error
     if not isinstance(tree, dict):
         raise Damaged(f"{path}: holds no tree")
     return tree
