@@ -15,6 +15,7 @@ the two functions of those names.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -50,7 +51,7 @@ def validation_batches(batch_size: int = 16, length: int = LENGTH) -> Iterator[t
 
 def falling(step: int) -> float:
     """Return the factor of the learning rate: 1 at first, then the inverse square root of the step."""
-    return min(1.0, (LR_FLAT_STEPS / (step + 1)) ** 0.5)
+    return min(1.0, math.sqrt(LR_FLAT_STEPS / (step + 1)))
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 
 import torch
-from tests.faults import gallery
+from tests.faults import gallery, processes
 from tests.faults.catalogue import CASES, HEALTHY, KILL, RANK_DRIFT, SILENT_RANK, STALL, Case, Judgement, judge
 from threadpoolctl import threadpool_limits
 
@@ -78,9 +78,9 @@ def of_processes(seed: int) -> list[Row]:
     """Play the faults that need processes of their own."""
     logging.disable(logging.CRITICAL)
     plays = (
-        (SILENT_RANK, lambda: gallery.two_ranks("silent-rank", (1,), seed)),
-        (RANK_DRIFT, lambda: gallery.two_ranks("rank-drift", (0, 1), seed)),
-        (KILL, lambda: gallery.killed(seed)),
+        (SILENT_RANK, lambda: processes.two_ranks("silent-rank", (1,), seed)),
+        (RANK_DRIFT, lambda: processes.two_ranks("rank-drift", (0, 1), seed)),
+        (KILL, lambda: processes.killed(seed)),
     )
     return [("ema", case.fault, seed, judged(case, play())) for case, play in plays]
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from faults import CATALOGUE as PLAYABLE
-from tests.faults import gallery
+from tests.faults import gallery, processes
 from tests.faults.catalogue import (
     CASES,
     HEALTHY,
@@ -76,7 +76,7 @@ def test_a_loop_that_hangs_is_told_and_is_over_when_it_goes_on(warm: gallery.War
 
 
 def test_a_killed_trainer_is_told(quiet_threads: None) -> None:
-    outcome = gallery.killed(seed=0)
+    outcome = processes.killed(seed=0)
     assert judged(KILL, outcome).good, outcome
 
 
