@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -9,10 +10,13 @@ import urllib.request
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from statistics import median
 
 import pytest
 from tests.servers import Alertmanager, Prometheus, Webhook, require_server, wait_for
 from tests.watching import Daemon, TrainingProcess
+
+import vqwatch
 
 Start = Callable[..., Daemon]
 
@@ -39,6 +43,28 @@ def test_a_nan_loss_reaches_prometheus_and_the_webhook_and_resolves(
 
 def _started(alert: dict[str, object]) -> float:
     return datetime.fromisoformat(str(alert["startsAt"])).timestamp()
+
+
+def test_an_alert_is_at_the_webhook_soon_after_the_step_that_raised_it(
+    start_daemon: Start, alertmanager: Alertmanager, webhook: Webhook
+) -> None:
+    daemon = start_daemon("--alertmanager", alertmanager.url)
+    delays = []
+    for number in range(12):
+        with vqwatch.attach(run=f"delay {number}", endpoint=daemon.endpoint, rank=0, world_size=1) as watch:
+            for step in range(5):
+                watch.step(step, losses={"total": 1.0})
+                time.sleep(0.02)
+            began = time.monotonic()
+            watch.step(5, losses={"total": math.nan})
+            wait_for(lambda run=f"delay {number}": webhook.alerts(run=run), 10.0, "the alert", pause=0.001)
+            arrived = next(
+                at for at, body in webhook.received if body["alerts"][0]["labels"]["run"] == f"delay {number}"
+            )
+            delays.append(arrived - began)
+    print(
+        f"step() to webhook: median {median(delays) * 1e3:.1f} ms, slowest {max(delays) * 1e3:.1f} ms of {len(delays)}"
+    )
 
 
 def test_what_is_scraped_pleases_promtool(start_daemon: Start) -> None:
