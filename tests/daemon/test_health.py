@@ -26,11 +26,11 @@ def test_every_verdict_has_a_sign_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "verdict"), [(0.75, "healthy"), (0.5, "concerning"), (0.39, "critical"), (0.97, "concerning")]
+    ("value", "verdict"), [(0.75, "healthy"), (0.5, "concerning"), (0.39, "critical"), (1.0, "healthy")]
 )
-def test_utilization_is_judged_by_the_proposals_bands(value: float, verdict: str) -> None:
-    readings: Readings = {"codebook_utilization_ratio": {("0",): 0.8, ("1",): value}}
-    assert by_key(readings)["utilization"] == (verdict, f"{value:.0%}" if verdict != "healthy" else "75%")
+def test_utilization_is_judged_by_the_proposals_bands_but_full_use_is_healthy(value: float, verdict: str) -> None:
+    readings: Readings = {"codebook_utilization_ratio": {("0",): 1.0, ("1",): value}}
+    assert by_key(readings)["utilization"] == (verdict, f"{value:.0%}")
 
 
 def test_perplexity_is_judged_by_the_layers_own_codebook_size() -> None:

@@ -69,7 +69,7 @@ def test_a_person_watches_a_fault_its_end_a_second_run_and_a_restart(daemon: Dae
             daemon.start()
             browser.until(window, "return document.getElementById('pulse').dataset.state === 'live'", 20)
             browser.until_true(
-                lambda: (now := window.execute_script(drawn)) and now[0] <= before[0] and now[1] > before[1] + 30,
+                lambda: (now := window.execute_script(drawn)) and now[0] <= before[0] + 30 and now[1] > before[1] + 30,
                 30,
                 f"the curve goes on where it was, {before}; now {window.execute_script(drawn)}",
             )
