@@ -12,6 +12,7 @@ need chromium chromium
 need chromedriver chromium-driver
 need victoria-metrics victoria-metrics
 need systemd-analyze systemd
+need npm npm
 [ -n "$packages" ] || exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
   echo "not installed, and not installable from here:$packages" >&2
