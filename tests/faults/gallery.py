@@ -112,7 +112,7 @@ class Daemon:
         self._receiver.wait(seconds)
         self.pump()
 
-    def catch_up(self, step: int, patience_seconds: float = 5.0) -> None:
+    def catch_up(self, step: int, patience_seconds: float = 30.0) -> None:
         """Wait until this step has arrived: libzmq's thread needs its turn."""
         deadline = time.monotonic() + patience_seconds
         while self.step < step and time.monotonic() < deadline:
