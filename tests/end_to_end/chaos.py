@@ -4,8 +4,8 @@
 
 Every step of every rank carries a NaN gradient norm, which the daemon counts once for each message that it applies: the
 count is ranks x steps exactly if none was lost and none applied twice. The smoothed loss is reported beside that of an
-undisturbed run; the two differ where ranks were more than a second apart and a step closed with those that had spoken,
-as happens on a busy machine with or without a kill.
+undisturbed run and not asserted: after kills the two have differed, by up to a tenth, and the cause is not known yet. A
+step that closes with those ranks that had spoken would do it.
 """
 
 from __future__ import annotations
