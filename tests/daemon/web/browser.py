@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import time
@@ -37,7 +38,7 @@ def need_browser() -> None:
 @contextmanager
 def chromium(profile: Path, width: int = 1280, height: int = 900) -> Iterator[Any]:
     """Start a browser with an empty profile."""
-    webdriver = pytest.importorskip("selenium.webdriver")
+    webdriver = importlib.import_module("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from typing import Any
@@ -13,7 +14,7 @@ from receiver import Receiver
 from small import Autoencoder, features
 from torch.utils.data import DataLoader
 
-lightning = pytest.importorskip("lightning.pytorch")
+lightning = importlib.import_module("lightning.pytorch")
 
 from vqwatch.integrations.lightning import VqwatchCallback  # noqa: E402  (needs lightning)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 from receiver import Receiver
 from small import Autoencoder, features
 
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
+transformers = importlib.import_module("transformers")
+importlib.import_module("accelerate")
 
 from vqwatch.integrations.transformers import VqwatchCallback  # noqa: E402  (needs transformers)
 
