@@ -50,7 +50,7 @@ class QuantizerLayer:
     module: nn.Module
     adapter: Adapter
 
-    def read(self) -> dict[str, Tensor]:
+    def read(self, wanted: Sequence[str] = ("codebook", "cluster_size", "embedding_sum")) -> dict[str, Tensor]:
         """Return the live tensors by field: "codebook" [H, K, D], "cluster_size" [H, K], "embedding_sum" [H, K, D].
 
         Read them at once: the next training step changes or replaces them. The statistics are there for a codebook
@@ -60,9 +60,10 @@ class QuantizerLayer:
         if self.info.kind == "implicit":
             return {}
         found = self.adapter.tensors(self.module)
-        fields = ("codebook", "cluster_size", "embedding_sum") if self.info.kind == "ema" else ("codebook",)
         tensors: dict[str, Tensor] = {}
-        for field in fields:
+        for field in wanted:
+            if field != "codebook" and self.info.kind != "ema":
+                continue
             value = found.get(field)
             if value is None or hasattr(value, "to_local"):
                 continue

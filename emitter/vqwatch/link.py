@@ -11,14 +11,26 @@ from __future__ import annotations
 import ctypes
 import os
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import zmq
 
 from .backlog import Backlog, Encode
 from .settings import Keys
-from .wire import Ack, Frame, Message, Stop, Welcome, WireError, decode, encode
+from .wire import (
+    Ack,
+    Bundled,
+    Frame,
+    Message,
+    Stop,
+    Welcome,
+    WireError,
+    bundle,
+    decode,
+    encode,
+    encode_header,
+)
 
 SEND_MESSAGES: Final = 64
 """Messages that libzmq may hold for us; what it holds in bytes is bounded by `send_bytes`."""
@@ -164,6 +176,52 @@ class Link:
             self.dropped[f"{kind}:busy_peer"] += 1
             return None
         self.sent[kind] += 1
+        return trackers
+
+    def together(
+        self,
+        messages: Sequence[Encode],
+        arrays: Sequence[tuple[str, Callable[[int], Message]]],
+        data: memoryview,
+        place: Callable[[Frame], int],
+        now: float,
+    ) -> list[zmq.MessageTracker]:
+        """Send must-arrive ``messages`` of one kind, "step", and ``arrays`` as one where that can be, else one by one.
+
+        The buffers of ``arrays`` lie in ``data``, in order, each at the offset that ``place`` tells. What cannot be
+        sent is kept or counted as :meth:`must_arrive` and :meth:`best_effort` do.
+        """
+        in_order = self.backlog.sent_all and self._writable
+        pushed_out = sum(self.backlog.add(message) for message in messages)
+        if pushed_out:
+            self.dropped["step:backlog"] += pushed_out
+        if in_order and not pushed_out and self._held_bytes() + data.nbytes <= self._send_bytes:
+            bundled: list[Bundled] = []
+            first = self.backlog.following - len(messages)
+            while (held := self.backlog.upcoming()) is not None:
+                bundled.append((held.frames[0], ()))
+                self.backlog.sent()
+            numbers = self.sent.copy()
+            for kind, make in arrays:
+                numbers[kind] += 1
+                header, tensors = encode_header(make(numbers[kind]))
+                places = [(place(tensor.data), memoryview(tensor.data).nbytes) for tensor in tensors]
+                bundled.append((header, places))
+            frames = bundle(bundled, data if arrays else None)
+            size = data.nbytes if arrays and data.nbytes >= ZERO_COPY_BYTES else 0
+            if frames is not None:
+                copied = sum(memoryview(frame).nbytes for frame in frames) - size
+                trackers = self._send(frames, copied, size)
+                if trackers is not None:
+                    if first == self.backlog.first:
+                        self._waiting_since = now
+                    self.sent = numbers
+                    return trackers
+            self.backlog.rewind(first)
+        self._send_backlog(now, at_most=2 * len(messages))
+        trackers = []
+        for kind, make in arrays:
+            trackers += self.best_effort(kind, make) or ()
         return trackers
 
     def _held_bytes(self) -> int:
