@@ -80,9 +80,9 @@ def count_repeats(indices: Indices, mask: Mask | None = None) -> Repeats:
     layers = len(indices)
     if indices.ndim < 2 or indices.size == 0:
         return Repeats(np.zeros(layers, np.int64), np.zeros(layers, np.int64))
-    same = indices[..., 1:] == indices[..., :-1]
     if mask is None and _all_within(indices, None):
-        return Repeats(_count_true(same), np.full(layers, same[0].size, np.int64))
+        return _repeats_within(np.ascontiguousarray(indices))
+    same = indices[..., 1:] == indices[..., :-1]
     codes = indices >= 0
     if mask is not None:
         codes &= np.asarray(mask, bool)
@@ -98,12 +98,18 @@ def _all_within(indices: Indices, size: int | None) -> bool:
     )
 
 
+def _repeats_within(indices: Indices) -> Repeats:
+    """As :func:`count_repeats` where all entries are codes: all neighbours in memory, less those across rows."""
+    same = np.empty(indices.shape, bool)
+    np.equal(indices.reshape(-1)[1:], indices.reshape(-1)[:-1], out=same.reshape(-1)[:-1])
+    same[..., -1] = False
+    pairs = indices[0, ..., 1:].size
+    return Repeats(_count_true(same), np.full(len(indices), pairs, np.int64))
+
+
 def _bincount(codes: Indices, width: int) -> Counts:
-    """Count [L, n] codes below ``width`` in one pass: one histogram over codes offset by their layer."""
-    layers = len(codes)
-    offsets = np.arange(0, layers * width, width, dtype=np.intp)[:, np.newaxis]
-    shifted = np.add(codes, offsets, dtype=np.intp, casting="unsafe")
-    return np.bincount(shifted.ravel(), minlength=layers * width).reshape(layers, width).astype(np.int64, copy=False)
+    """Count [L, n] codes below ``width``: a histogram per layer, whose codes widened to bincount's type fit a cache."""
+    return np.array([np.bincount(layer, minlength=width) for layer in codes], np.int64)
 
 
 def _count_true(flags: NDArray[np.bool_]) -> Counts:
