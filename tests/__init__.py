@@ -1,1 +1,1 @@
-"""Makes ``python -m tests.benchmarks...`` find these tests: some quantizer libraries install a package of that name."""
+"""Everything that is tested; a package, because some wheel of a quantizer family installs one of the same name."""
