@@ -48,8 +48,8 @@ def count_assignments(indices: Indices, sizes: int | Sequence[int], mask: Mask |
            [0, 0, 0, 3]]), ignored=array([1, 0]), out_of_range=array([0, 1]))
     """
     layers = len(indices)
-    per_layer = np.broadcast_to(np.asarray(sizes, np.int64), layers)
-    width = int(per_layer.max(initial=0))
+    per_layer = [sizes] * layers if isinstance(sizes, int) else list(sizes)
+    width = max(per_layer, default=0)
     flat = indices.reshape(layers, indices.size // layers if layers else 0)
     entries = flat.shape[1]
     if mask is not None:
@@ -58,14 +58,14 @@ def count_assignments(indices: Indices, sizes: int | Sequence[int], mask: Mask |
     none = np.zeros(layers, np.int64)
     if flat.size == 0:
         return Assignments(np.zeros((layers, width), np.int64), none + masked, none)
-    if _all_within(flat, int(per_layer.min())):
+    if _all_within(flat, min(per_layer)):
         return Assignments(_bincount(flat, width), none + masked, none)
     if np.iinfo(flat.dtype).max < width:
         flat = flat.astype(np.intp)
     unsigned = flat.view(f"u{flat.itemsize}")  # in which negative entries are the largest: one comparison finds both
     counts = _bincount(np.minimum(unsigned, unsigned.dtype.type(width)).view(flat.dtype), width + 1)
     negative = _count_true(flat < 0)
-    beyond = np.where(np.arange(width + 1) < per_layer[:, np.newaxis], 0, counts)
+    beyond = np.where(np.arange(width + 1) < np.array(per_layer)[:, np.newaxis], 0, counts)
     return Assignments((counts - beyond)[:, :width], masked + negative, beyond.sum(axis=1) - negative)
 
 
