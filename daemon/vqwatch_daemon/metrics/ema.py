@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vqwatch_daemon.metrics.tensors import Floats, as_books, as_sizes, row_products, widened
+from vqwatch_daemon.metrics.tensors import Floats, as_books, as_sizes, row_products, squared_distances, widened
 
 NAN: Final = float("nan")
 
@@ -212,11 +212,13 @@ def _pair(earlier: Floats, later: Floats, steps: int) -> tuple[Floats, Floats]:
 
 
 def _displacement(before: Floats, after: Floats) -> Floats:
+    heads, codes, dim = before.shape
+    flat = after.reshape(-1, dim), before.reshape(-1, dim)
     with np.errstate(over="ignore", invalid="ignore"):
-        moved = _norms(after - before)
-        if np.isfinite(moved.sum()):
-            return moved
-        return _norms(after.astype(np.float64) - before.astype(np.float64))
+        moved = np.sqrt(squared_distances(*flat))
+        if not np.isfinite(moved.sum()):
+            moved = np.sqrt(squared_distances(*(book.astype(np.float64) for book in flat)))
+    return moved.reshape(heads, codes)
 
 
 def _norms(rows: Floats) -> Floats:

@@ -24,14 +24,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqwatch_daemon.metrics.spectrum import spectral_distances
-from vqwatch_daemon.metrics.tensors import Floats, Mask, nonfinite_values, row_products, widened
+from vqwatch_daemon.metrics.tensors import (
+    Floats,
+    Mask,
+    block_rows,
+    nonfinite_values,
+    row_products,
+    squared_distances,
+    widened,
+)
 
 Values: TypeAlias = NDArray[np.float64]
 
 HIGHEST_SNR: Final = float(20 * np.log10(2**23))
 """138.5 dB: noise of one unit in the last place of float32. A better, or perfect, reconstruction reads this."""
 
-_BLOCK_BYTES: Final = 256 * 1024  # of one array at a time; two of them and a difference fit a second-level cache
+_CANCELS: Final = 1 / 32
+"""A squared step below this share of what it is the difference of is not taken as a difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,27 +154,41 @@ def _checked(original: Floats, reconstructed: Floats, mask: NDArray[Any] | None)
 def _frame_sums(x: Floats, y: Floats, valid: Mask) -> _FrameSums:
     """Return the sums of every frame; blocks of frames without a valid one are left at 0."""
     count, dim = x.shape[0] * x.shape[1], x.shape[2]
-    flat_x, flat_y = x.reshape(count, dim), y.reshape(count, dim)
-    sums = np.zeros((6, count))
-    block = max(1, _BLOCK_BYTES // max(1, dim * x.itemsize))
-    buffer = np.empty((block, dim), x.dtype)
+    flat = x.reshape(count, dim), y.reshape(count, dim)
+    sums = np.zeros((6, count), x.dtype)
+    block = block_rows(x)
+    buffer = np.empty((min(block, count), dim), x.dtype)
+    wanted = valid.reshape(-1)
     for start in range(0, count, block):
-        if not valid.reshape(-1)[start : start + block].any():
+        end, after = min(start + block, count), min(start + block, count - 1)
+        if not wanted[start:end].any():
             continue
-        a, b = flat_x[start : start + block], flat_y[start : start + block]
-        rows = slice(start, start + len(a))
-        sums[0, rows], sums[1, rows], sums[2, rows] = row_products(a, a), row_products(b, b), row_products(a, b)
-        sums[3, rows] = _squares(a, b, buffer)
-        following = slice(start + 1, start + block + 1)
-        for index, values in ((4, flat_x), (5, flat_y)):
-            after = values[following]
-            sums[index, start : start + len(after)] = _squares(after, values[start : start + len(after)], buffer)
-    return _FrameSums(*sums.reshape(6, *x.shape[:2]))
+        a, b = flat[0][start:end], flat[1][start:end]
+        difference = np.subtract(a, b, out=buffer[: end - start])
+        row_products(a, a, out=sums[0, start:end])
+        row_products(b, b, out=sums[1, start:end])
+        row_products(a, b, out=sums[2, start:end])
+        row_products(difference, difference, out=sums[3, start:end])
+        for index, rows in zip((4, 5), flat, strict=True):
+            row_products(rows[start + 1 : after + 1], rows[start:after], out=sums[index, start:after])
+    wide = sums.astype(np.float64)
+    for squares, products, rows in zip(wide[:2], wide[4:], flat, strict=True):
+        _to_steps(products, squares, rows, wanted, block)
+    return _FrameSums(*wide.reshape(6, *x.shape[:2]))
 
 
-def _squares(a: Floats, b: Floats, buffer: Floats) -> Floats:
-    difference = np.subtract(a, b, out=buffer[: len(a)])
-    return row_products(difference, difference)
+def _to_steps(products: Values, squares: Values, rows: Floats, wanted: NDArray[np.bool_], block: int) -> None:
+    """Turn products of neighbouring frames [n], in place, into squared steps: |a|^2 + |b|^2 - 2ab.
+
+    Where that cancels, so that rounding would show, the step is measured itself. What remains are steps of at least
+    about a quarter of a frame's length, whose squares keep five digits in float32.
+    """
+    both = squares[:-1] + squares[1:]
+    products[:-1] = both - 2 * products[:-1]
+    near = (products[:-1] < _CANCELS * both) & wanted[:-1] & wanted[1:]
+    for start in np.unique(np.flatnonzero(near) // block) * block:
+        end = min(start + block, len(near))
+        products[start:end] = squared_distances(rows[start + 1 : end + 1], rows[start:end])
 
 
 def _parts(sums: _FrameSums, valid: Mask, dim: int) -> Values:

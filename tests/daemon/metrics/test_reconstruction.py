@@ -83,6 +83,27 @@ def test_without_a_mask_the_readings_are_torchs_and_scikit_learns() -> None:
     assert seen.snr_db == pytest.approx(10 * torch.log10((tx**2).sum() / ((tx - ty) ** 2).sum()).item())
 
 
+@pytest.mark.parametrize("stride", [1e-4, 0.01, 0.15, 0.2, 0.24, 0.26, 0.3, 1.0])
+def test_the_steps_of_slow_features_keep_their_precision(stride: float) -> None:
+    """From frames that hardly move, where a difference of squares would be rounding, to frames of their own."""
+    rng = np.random.default_rng(3)
+    walks = rng.standard_normal((2, 1, 300, 512)) * stride
+    walks[:, :, 0] = rng.standard_normal((2, 1, 512))
+    for t in range(1, 300):
+        walks[:, :, t] += walks[:, :, t - 1] / math.sqrt(1 + stride**2)
+    x, y = walks.astype(np.float32)
+    mask = np.ones((1, 300), bool)
+    mask[0, 140:150] = False
+    assert reconstruction(x, y, mask).temporal == pytest.approx(by_loop(x, y, mask)["temporal"], rel=1e-6)
+
+
+def test_frames_that_stand_still_have_no_steps_at_all() -> None:
+    x = np.repeat(np.random.default_rng(4).standard_normal((1, 1, 700), np.float32), 90, axis=1)
+    moving = x + np.random.default_rng(5).standard_normal(x.shape, np.float32)
+    assert math.isnan(reconstruction(x, x).temporal)
+    assert reconstruction(x, moving).temporal == 0
+
+
 def test_the_jump_at_the_masks_edge_is_no_temporal_consistency() -> None:
     rng = np.random.default_rng(0)
     x = 100 + rng.standard_normal((2, 40, 8))
