@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -12,12 +11,13 @@ from typing import Any, Final
 from vqwatch.wire import Step
 from vqwatch_daemon.metrics import training
 from vqwatch_daemon.metrics.residuals import residuals
+from vqwatch_daemon.metrics.trend import Trend
 from vqwatch_daemon.readings import Readings, known, one
 from vqwatch_daemon.sections.gather import Gather
 
 TREND_READINGS: Final = 100
 TREND_EVERY: Final = 10
-"""Steps between two fits of the trend, and readings that it is fitted to."""
+"""Steps between two readings of the trend, and losses that it is fitted to."""
 
 WAITING_STEPS: Final = 4096
 """Steps that may wait for a rank: many, for ranks that come back after the daemon was away replay one after another."""
@@ -92,7 +92,7 @@ class Training:
         self._gather = Gather(WAITING_STEPS)
         self._means: dict[int, _Mean] = {}
         self._smoothed: dict[str, training.Smoothed] = {}
-        self._trend: dict[str, deque[tuple[int, float]]] = {}
+        self._trend: dict[str, Trend] = {}
         self._nonfinite: dict[str, int] = {}
         self._steps = 0
 
@@ -164,15 +164,14 @@ class Training:
         smoothed = {}
         for name, value in losses.items():
             smoothed[name,] = self._smoothed.setdefault(name, training.Smoothed()).update(step, value)
-            self._trend.setdefault(name, deque(maxlen=TREND_READINGS)).append((step, smoothed[name,]))
+            self._trend.setdefault(name, Trend(TREND_READINGS)).update(step, smoothed[name,])
         readings: Readings = {
             "loss": _labelled(losses),
             "loss_smoothed": known(smoothed, smoothed.values()),
             "loss_share_ratio": _finite(training.loss_shares(losses)),
         }
         if self._steps % TREND_EVERY == 0:
-            slopes = {name: training.slope(*zip(*points, strict=True)) for name, points in self._trend.items()}
-            readings["loss_slope"] = _finite(slopes)
+            readings["loss_slope"] = _finite({name: trend.slope for name, trend in self._trend.items()})
         names = tuple(losses)
         vq, reconstruction = _first(names, VQ_NAMES), _first(names, RECONSTRUCTION_NAMES)
         if vq is not None and reconstruction is not None:
@@ -208,7 +207,7 @@ class Training:
             "gather": self._gather.state(),
             "means": [[step, mean.state()] for step, mean in self._means.items()],
             "smoothed": {name: series.state() for name, series in self._smoothed.items()},
-            "trend": {name: list(points) for name, points in self._trend.items()},
+            "trend": {name: list(trend.points) for name, trend in self._trend.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -223,7 +222,7 @@ class Training:
             self._smoothed[name] = training.Smoothed()
             self._smoothed[name].restore(raw)
         for name, points in state["trend"].items():
-            self._trend[name] = deque(map(tuple, points), maxlen=TREND_READINGS)
+            self._trend[name] = Trend(TREND_READINGS, map(tuple, points))
 
 
 def _values(message: Step) -> _Values:
