@@ -369,7 +369,7 @@ _EMA = (
         "ema",
         "ratio",
         _LAYER,
-        "Share of the revived codes that were in use when next looked at.",
+        "Share of the revived codes that were assigned anything 50 to 100 steps later, and not revived again before.",
     ),
     Metric(
         "ema_unreplaced_ratio",

@@ -8,11 +8,13 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import mean_squared_error
 from sklearn.metrics.pairwise import paired_cosine_distances
+from torchmetrics.functional.audio import signal_noise_ratio
 
 from vqwatch_daemon.metrics.reconstruction import HIGHEST_SNR, Reconstruction, Scores, reconstruction
 
@@ -81,6 +83,18 @@ def test_without_a_mask_the_readings_are_torchs_and_scikit_learns() -> None:
     assert seen.cosine == pytest.approx(1 - paired_cosine_distances(*flat).mean())
     assert seen.temporal == pytest.approx(torch.nn.functional.cosine_similarity(*steps, dim=0).item())
     assert seen.snr_db == pytest.approx(10 * torch.log10((tx**2).sum() / ((tx - ty) ** 2).sum()).item())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_error_noise_and_direction_are_torchmetrics(scale: float) -> None:
+    x, y = (v * np.float32(scale) for v in drawn((3, 40, 24), noise=0.2))
+    seen = reconstruction(x, y)
+    frames = torch.from_numpy(y).double().flatten(0, 1), torch.from_numpy(x).double().flatten(0, 1)
+    whole = frames[0].flatten(), frames[1].flatten()
+    assert seen.mse == pytest.approx(torchmetrics.functional.mean_squared_error(*whole).item(), rel=1e-5)
+    assert seen.snr_db == pytest.approx(signal_noise_ratio(*whole).item(), rel=1e-5)
+    cosine = torchmetrics.functional.cosine_similarity(*frames, reduction="mean")
+    assert seen.cosine == pytest.approx(cosine.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1e-4, 0.01, 0.15, 0.2, 0.24, 0.26, 0.3, 1.0])
