@@ -495,6 +495,13 @@ _RECONSTRUCTION = (
         f"{_PROPOSAL}, 3.1",
     ),
     Metric(
+        "reconstruction_temporal_correlation",
+        "reconstruction",
+        "correlation",
+        (),
+        "Pearson correlation of the same distances: 0 where frames lost their order, which leaves the cosine high.",
+    ),
+    Metric(
         "reconstruction_spectral_distance_db",
         "reconstruction",
         "dB",

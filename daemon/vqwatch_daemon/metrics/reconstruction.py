@@ -39,6 +39,9 @@ Values: TypeAlias = NDArray[np.float64]
 HIGHEST_SNR: Final = float(20 * np.log10(2**23))
 """138.5 dB: noise of one unit in the last place of float32. A better, or perfect, reconstruction reads this."""
 
+_ONE_PACE: Final = 1e-6
+"""Distances from frame to frame whose variance is below this share of their squared mean are all alike."""
+
 _CANCELS: Final = 1 / 32
 """A squared step below this share of what it is the difference of is not taken as a difference."""
 
@@ -50,7 +53,9 @@ class Scores:
     ``mse`` squared feature units, mean over valid values. ``snr_db`` signal over noise power, up to 138.5; nan for a
     signal of zeros. ``cosine`` mean over valid frames of the cosine between input and output, -1 to 1; a frame where
     just one of the two is zero counts as 0, one where both are is left out. ``temporal`` cosine between the two
-    vectors of distances from frame to frame, 0 to 1; 0 when just one of them stands still. ``spectral_db`` as
+    vectors of distances from frame to frame, 0 to 1; 0 when just one of them stands still. ``temporal_correlation``
+    their Pearson correlation, -1 to 1: distances are positive, so that their cosine stays near 1 even where the frames
+    have been shuffled, and this falls to 0; nan where one of them keeps one pace. ``spectral_db`` as
     :mod:`~vqwatch_daemon.metrics.spectrum` defines it, at least 0.
     """
 
@@ -58,6 +63,7 @@ class Scores:
     snr_db: Values
     cosine: Values
     temporal: Values
+    temporal_correlation: Values
     spectral_db: Values
 
 
@@ -73,6 +79,7 @@ class Reconstruction:
     snr_db: float
     cosine: float
     temporal: float
+    temporal_correlation: float
     spectral_db: float
     frames: int
     nonfinite_values: int
@@ -107,6 +114,7 @@ def reconstruction(
         snr_db=float(pooled.snr_db[0]),
         cosine=float(pooled.cosine[0]),
         temporal=float(pooled.temporal[0]),
+        temporal_correlation=float(pooled.temporal_correlation[0]),
         spectral_db=float(pooled.spectral_db[0]),
         frames=int(np.count_nonzero(valid)),
         nonfinite_values=bad,
@@ -192,36 +200,53 @@ def _to_steps(products: Values, squares: Values, rows: Floats, wanted: NDArray[n
 
 
 def _parts(sums: _FrameSums, valid: Mask, dim: int) -> Values:
-    """Return what adds up over sequences, [8, B]; see :func:`_scores` for what each is."""
+    """Return what adds up over sequences, [11, B]; see :func:`_scores` for what each is."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         directed = valid & ((sums.xx > 0) | (sums.yy > 0))
         lengths = np.sqrt(sums.xx) * np.sqrt(sums.yy)
         cosines = np.clip(np.where(lengths > 0, sums.xy / lengths, 0), -1, 1)
         steps = np.zeros_like(valid)
         steps[:, :-1] = valid[:, :-1] & valid[:, 1:]
-        products = np.sqrt(sums.x_step) * np.sqrt(sums.y_step)
+        moved, followed = np.sqrt(sums.x_step), np.sqrt(sums.y_step)
+        products = moved * followed
+    one = np.float64(1)
     chosen = (
         (valid, np.float64(dim)),
         (valid, sums.error),
         (valid, sums.xx),
-        (directed, np.float64(1)),
+        (directed, one),
         (directed, cosines),
         (steps, products),
         (steps, sums.x_step),
         (steps, sums.y_step),
+        (steps, one),
+        (steps, moved),
+        (steps, followed),
     )
-    return np.stack([np.where(where, values, 0.0).sum(axis=1) for where, values in chosen])
+    parts: Values = np.stack([np.where(where, values, 0.0) for where, values in chosen]).sum(axis=2)
+    return parts
 
 
 def _scores(parts: Values) -> Scores:
-    values, error, signal, directed, cosines, products, x_steps, y_steps, distances, spectra = parts
+    values, error, signal, directed, cosines, products, x_steps, y_steps, steps, moved, followed, *spectral = parts
+    distances, spectra = spectral
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         snr = 10 * np.log10(signal / error)
+        together = steps * products - moved * followed
         still = (x_steps > 0) ^ (y_steps > 0)
         return Scores(
             mse=error / np.where(values > 0, values, np.nan),
             snr_db=np.minimum(np.where(signal > 0, snr, np.nan), HIGHEST_SNR),
             cosine=cosines / np.where(directed > 0, directed, np.nan),
             temporal=np.where(still, 0, np.clip(products / (np.sqrt(x_steps) * np.sqrt(y_steps)), 0, 1)),
+            temporal_correlation=np.clip(
+                together / (_spread(steps, moved, x_steps) * _spread(steps, followed, y_steps)), -1, 1
+            ),
             spectral_db=distances / np.where(spectra > 0, spectra, np.nan),
         )
+
+
+def _spread(steps: Values, moved: Values, squares: Values) -> Values:
+    """Return the standard deviation of the distances times their number; nan where it is within their rounding."""
+    variance = steps * squares - moved * moved
+    return np.sqrt(np.where(variance > _ONE_PACE * moved * moved, variance, np.nan))

@@ -12,6 +12,7 @@ import torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import pearsonr
 from sklearn.metrics import mean_squared_error
 from sklearn.metrics.pairwise import paired_cosine_distances
 from torchmetrics.functional.audio import signal_noise_ratio
@@ -19,7 +20,7 @@ from torchmetrics.functional.audio import signal_noise_ratio
 from vqwatch_daemon.metrics.reconstruction import HIGHEST_SNR, Reconstruction, Scores, reconstruction
 
 Array = NDArray[np.floating]
-READINGS = ("mse", "snr_db", "cosine", "temporal", "spectral_db")
+READINGS = ("mse", "snr_db", "cosine", "temporal", "temporal_correlation", "spectral_db")
 
 
 def drawn(shape: tuple[int, ...], seed: int = 0, noise: float = 0.5) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -28,10 +29,15 @@ def drawn(shape: tuple[int, ...], seed: int = 0, noise: float = 0.5) -> tuple[ND
     return x, (x + noise * rng.standard_normal(shape)).astype(np.float32)
 
 
+def correlation(moved: list[float], followed: list[float]) -> float:
+    varied = len(moved) > 1 and min(np.std(moved), np.std(followed)) > 1e-3 * max(np.mean(moved), np.mean(followed))
+    return pearsonr(moved, followed).statistic if varied else math.nan
+
+
 def by_loop(x: Array, y: Array, mask: NDArray[np.bool_]) -> dict[str, float]:
     """The definitions, frame by frame."""
     error = signal = count = dot = xx = yy = 0.0
-    cosines = []
+    cosines, moved, followed = [], [], []
     for b, t in np.ndindex(*mask.shape):
         if not mask[b, t]:
             continue
@@ -46,11 +52,14 @@ def by_loop(x: Array, y: Array, mask: NDArray[np.bool_]) -> dict[str, float]:
             dx = float(np.linalg.norm(x[b, t + 1].astype(np.float64) - p))
             dy = float(np.linalg.norm(y[b, t + 1].astype(np.float64) - q))
             dot, xx, yy = dot + dx * dy, xx + dx * dx, yy + dy * dy
+            moved.append(dx)
+            followed.append(dy)
     return {
         "mse": error / count if count else math.nan,
         "snr_db": 10 * math.log10(signal / error) if signal and error else math.nan,
         "cosine": float(np.mean(cosines)) if cosines else math.nan,
         "temporal": dot / math.sqrt(xx * yy) if xx and yy else math.nan,
+        "temporal_correlation": correlation(moved, followed),
     }
 
 
@@ -109,6 +118,24 @@ def test_the_steps_of_slow_features_keep_their_precision(stride: float) -> None:
     mask = np.ones((1, 300), bool)
     mask[0, 140:150] = False
     assert reconstruction(x, y, mask).temporal == pytest.approx(by_loop(x, y, mask)["temporal"], rel=1e-6)
+
+
+@pytest.mark.parametrize("dim", [8, 64, 1024])
+def test_shuffled_frames_leave_the_cosine_of_distances_high_and_their_correlation_at_none(dim: int) -> None:
+    x, y = drawn((4, 400, dim), noise=0.3)
+    shuffled = y[:, np.random.default_rng(9).permutation(400)]
+    healthy, lost = reconstruction(x, y, spectral=False), reconstruction(x, shuffled, spectral=False)
+    assert lost.temporal > 0.9
+    assert healthy.temporal_correlation > 0.8
+    assert abs(lost.temporal_correlation) < 0.1
+
+
+def test_one_pace_correlates_with_nothing() -> None:
+    x = np.tile(np.arange(50.0)[:, np.newaxis], (1, 1, 3)).reshape(1, 50, 3)
+    y = x + np.random.default_rng(0).standard_normal(x.shape)
+    assert math.isnan(reconstruction(x, y).temporal_correlation)
+    assert reconstruction(y, y).temporal_correlation == pytest.approx(1)
+    assert math.isnan(reconstruction(y[:, :2], y[:, :2]).temporal_correlation)
 
 
 def test_frames_that_stand_still_have_no_steps_at_all() -> None:
