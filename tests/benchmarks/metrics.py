@@ -63,7 +63,7 @@ class Result:
 
 def usage_cases(rng: np.random.Generator) -> list[Case]:
     """A standard step: codes [16, 500, 8] in 256, and the window's counts."""
-    codes = rng.integers(0, CODES, (LAYERS, BATCH, FRAMES)).astype(np.uint8)  # as the wire has them
+    codes = rng.integers(0, CODES, (LAYERS, BATCH, FRAMES)).astype(np.int16)  # as the wire has them
     wide = torch.from_numpy(codes.astype(np.int64)).reshape(LAYERS, -1).T.contiguous()
     monitor = proposal.CodebookUse(LAYERS, CODES)
     counts, repeats = count_assignments(codes, CODES).counts, count_repeats(codes)

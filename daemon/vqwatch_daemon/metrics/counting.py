@@ -91,11 +91,15 @@ def count_repeats(indices: Indices, mask: Mask | None = None) -> Repeats:
 
 
 def _all_within(indices: Indices, size: int | None) -> bool:
-    """Whether every entry is a code, told from the dtype alone where that suffices."""
+    """Whether every entry is a code, told from the dtype alone where that suffices, and else in one pass.
+
+    Without their sign, negative entries are the largest.
+    """
     limits = np.iinfo(indices.dtype)
-    return (limits.min >= 0 or bool(indices.min() >= 0)) and (
-        size is None or limits.max < size or bool(indices.max() < size)
-    )
+    most = limits.max if size is None else min(size - 1, limits.max)
+    if limits.min >= 0 and limits.max <= most:
+        return True
+    return bool(indices.view(f"u{indices.itemsize}").max() <= most)
 
 
 def _repeats_within(indices: Indices) -> Repeats:
