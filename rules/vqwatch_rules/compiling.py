@@ -48,7 +48,10 @@ class Gate:
         scale = latest.get(self.evidence.times, {}) if self.evidence.times is not None else None
         series = latest.get(self.evidence.metric, {})
         if self.own_series:  # no need to look at the others
-            series = {labels: series[labels]} if labels in series else {}
+            if labels not in series or (self.wanted is not None and not self.wanted(labels)):
+                return False
+            times = 1.0 if scale is None else scale.get(labels, scale.get((), float("nan")))
+            return series[labels] >= self.evidence.at_least * times
         for own, value in series.items():
             if any(own[mine] != labels[theirs] for mine, theirs in self.matches):
                 continue

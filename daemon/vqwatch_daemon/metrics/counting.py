@@ -36,6 +36,15 @@ class Repeats(NamedTuple):
     """[L]: neighbouring pairs of which both are codes."""
 
 
+def narrowed(indices: Indices) -> Indices:
+    """Return indices as bytes where all are codes below 256, and else as they are: fewer bytes for all that follows.
+
+    >>> narrowed(np.array([[3, 255]])).dtype.name, narrowed(np.array([[3, -1]])).dtype.name
+    ('uint8', 'int64')
+    """
+    return indices.astype(np.uint8) if indices.size and _all_within(indices, 256) else indices
+
+
 def count_assignments(indices: Indices, sizes: int | Sequence[int], mask: Mask | None = None) -> Assignments:
     """Return how often each code of each layer occurs in ``indices`` [L, ...], any integer dtype.
 

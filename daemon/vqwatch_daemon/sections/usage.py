@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vqwatch.wire import Codes, Layer
 from vqwatch_daemon.arrays import as_array, as_mask
 from vqwatch_daemon.metrics import between, codebook, usage
-from vqwatch_daemon.metrics.counting import count_assignments, count_repeats
+from vqwatch_daemon.metrics.counting import count_assignments, count_repeats, narrowed
 from vqwatch_daemon.metrics.identifiers import IdentifierSample
 from vqwatch_daemon.readings import Labels, Readings, known, one
 from vqwatch_daemon.sections.gather import Gather
@@ -86,7 +86,7 @@ class CodebookUse:
         return [(step, self._read(step)) for step in self._gather.add(message.step, rank, live, now)]
 
     def _count(self, message: Codes, rows: list[int]) -> None:
-        indices = as_array(message.indices)
+        indices = narrowed(as_array(message.indices))
         mask = as_mask(message.mask)
         taken = count_assignments(indices, [self._of_size[row] for row in rows], mask)
         repeats = count_repeats(indices, mask)
