@@ -401,7 +401,7 @@ _EMA = (
         "ema",
         "dimensions",
         _LAYER,
-        "Dimensions that the codes in use span: exp of the entropy of the singular values.",
+        "Dimensions that the codes in use span: exp of the entropy of the singular values. At every 4th snapshot.",
     ),
     Metric(
         "codebook_near_duplicate_ratio",
