@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqwatch_daemon.metrics.counting import Counts, Floats, Indices
+from vqwatch_daemon.metrics.counting import Counts, Floats, Indices, narrowed
 from vqwatch_daemon.metrics.entropy import Sizes, entropy_nats
 
 Layer = NDArray[np.integer[Any]]
@@ -67,6 +67,7 @@ def mutual_information(indices: Indices, rng: np.random.Generator) -> Floats:
            [1.38, 1.38, 0.  ],
            [0.  , 0.  , 1.39]])
     """
+    indices = narrowed(np.ascontiguousarray(indices))  # each layer is read L times: in one piece, and short
     order = rng.permutation(indices.shape[1])
     own = [float(entropy_nats(_histogram(layer[layer >= 0]))) for layer in indices]
     complete = bool((indices >= 0).all())
@@ -108,5 +109,10 @@ def _adjusted(first: Layer, second: Layer, order: NDArray[np.intp], entropies: t
 def _histogram(labels: Layer) -> Counts:
     """How often each label occurs, in the order of the labels; memory by the number of labels, not by their size."""
     ordered = np.sort(labels, kind="stable" if labels.itemsize <= 2 else None)
-    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], len(ordered) > 0))
-    return np.diff(last, prepend=-1).astype(np.int64)
+    ends = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=ends[:-1])
+    last = np.flatnonzero(ends)
+    counts: Counts = last.copy()
+    counts[1:] -= last[:-1]
+    counts[:1] += 1
+    return counts
