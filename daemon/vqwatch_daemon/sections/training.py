@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, Final
 
 from vqwatch.wire import Step
 from vqwatch_daemon.metrics import training
 from vqwatch_daemon.metrics.residuals import residuals
+from vqwatch_daemon.metrics.trend import Trend
 from vqwatch_daemon.readings import Readings, known, one
 from vqwatch_daemon.sections.gather import Gather
 
 TREND_READINGS: Final = 100
 TREND_EVERY: Final = 10
-"""Steps between two fits of the trend, and readings that it is fitted to."""
+"""Steps between two readings of the trend, and losses that it is fitted to."""
 
 WAITING_STEPS: Final = 4096
 """Steps that may wait for a rank: many, for ranks that come back after the daemon was away replay one after another."""
@@ -26,18 +27,35 @@ VQ_NAMES: Final = ("vq*", "commit*", "quant*")
 """Names of loss components that count as reconstruction and as VQ loss; the first that fits is taken."""
 
 _Values = dict[str, dict[str, float]]
+_NO_VALUES: Final[dict[str, float]] = {}
 
 
 class _Mean:
-    """Means over the ranks of one step, value by value; a rank that did not report a value does not count for it."""
+    """Means over the ranks of one step, value by value; a rank that did not report a value does not count for it.
 
-    __slots__ = ("_counts", "_sums")
+    The first rank's values are kept as they are until a second rank comes: most runs have one.
+    """
+
+    __slots__ = ("_counts", "_only", "_sums")
 
     def __init__(self) -> None:
+        self._only: _Values | None = None
         self._sums: _Values = {}
         self._counts: dict[tuple[str, str], int] = {}
 
-    def add(self, values: Mapping[str, Mapping[str, float]]) -> None:
+    def add(self, values: _Values) -> None:
+        if self._only is None and not self._sums:
+            self._only = values
+            return
+        self._merge_first()
+        self._merge(values)
+
+    def _merge_first(self) -> None:
+        if self._only is not None:
+            self._merge(self._only)
+            self._only = None
+
+    def _merge(self, values: _Values) -> None:
         for group, entries in values.items():
             sums = self._sums.setdefault(group, {})
             for name, value in entries.items():
@@ -45,12 +63,15 @@ class _Mean:
                 self._counts[group, name] = self._counts.get((group, name), 0) + 1
 
     def compute(self) -> _Values:
+        if self._only is not None:
+            return self._only
         return {
             group: {name: total / self._counts[group, name] for name, total in entries.items()}
             for group, entries in self._sums.items()
         }
 
     def state(self) -> list[list[Any]]:
+        self._merge_first()
         return [
             [group, name, total, self._counts[group, name]]
             for group, entries in self._sums.items()
@@ -71,7 +92,7 @@ class Training:
         self._gather = Gather(WAITING_STEPS)
         self._means: dict[int, _Mean] = {}
         self._smoothed: dict[str, training.Smoothed] = {}
-        self._trend: dict[str, deque[tuple[int, float]]] = {}
+        self._trend: dict[str, Trend] = {}
         self._nonfinite: dict[str, int] = {}
         self._steps = 0
 
@@ -100,7 +121,10 @@ class Training:
         found = False
         for group, source in (("loss", "loss"), ("gradient", "gradient"), ("energy", "residual")):
             self._nonfinite.setdefault(source, 0)
-            count = sum(not math.isfinite(value) for value in values.get(group, {}).values())
+            given = values.get(group, _NO_VALUES).values()
+            if math.isfinite(sum(given)):  # then each of them is
+                continue
+            count = sum(not math.isfinite(value) for value in given)
             if count:
                 self._nonfinite[source] += count
                 found = True
@@ -140,18 +164,18 @@ class Training:
         smoothed = {}
         for name, value in losses.items():
             smoothed[name,] = self._smoothed.setdefault(name, training.Smoothed()).update(step, value)
-            self._trend.setdefault(name, deque(maxlen=TREND_READINGS)).append((step, smoothed[name,]))
+            self._trend.setdefault(name, Trend(TREND_READINGS)).update(step, smoothed[name,])
         readings: Readings = {
             "loss": _labelled(losses),
             "loss_smoothed": known(smoothed, smoothed.values()),
             "loss_share_ratio": _finite(training.loss_shares(losses)),
         }
         if self._steps % TREND_EVERY == 0:
-            slopes = {name: training.slope(*zip(*points, strict=True)) for name, points in self._trend.items()}
-            readings["loss_slope"] = _finite(slopes)
-        vq, reconstruction = _first(losses, VQ_NAMES), _first(losses, RECONSTRUCTION_NAMES)
+            readings["loss_slope"] = _finite({name: trend.slope for name, trend in self._trend.items()})
+        names = tuple(losses)
+        vq, reconstruction = _first(names, VQ_NAMES), _first(names, RECONSTRUCTION_NAMES)
         if vq is not None and reconstruction is not None:
-            readings["loss_vq_to_reconstruction_ratio"] = one(training.ratio(vq, reconstruction))
+            readings["loss_vq_to_reconstruction_ratio"] = one(training.ratio(losses[vq], losses[reconstruction]))
         return readings
 
     def _energies(self, energies: dict[str, float]) -> Readings:
@@ -183,7 +207,7 @@ class Training:
             "gather": self._gather.state(),
             "means": [[step, mean.state()] for step, mean in self._means.items()],
             "smoothed": {name: series.state() for name, series in self._smoothed.items()},
-            "trend": {name: list(points) for name, points in self._trend.items()},
+            "trend": {name: list(trend.points) for name, trend in self._trend.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -198,7 +222,7 @@ class Training:
             self._smoothed[name] = training.Smoothed()
             self._smoothed[name].restore(raw)
         for name, points in state["trend"].items():
-            self._trend[name] = deque(map(tuple, points), maxlen=TREND_READINGS)
+            self._trend[name] = Trend(TREND_READINGS, map(tuple, points))
 
 
 def _values(message: Step) -> _Values:
@@ -226,9 +250,10 @@ def _finite(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
     return {(name,): value for name, value in values.items() if math.isfinite(value)}
 
 
-def _first(losses: Mapping[str, float], patterns: tuple[str, ...]) -> float | None:
+@lru_cache(maxsize=256)
+def _first(names: tuple[str, ...], patterns: tuple[str, ...]) -> str | None:
     for pattern in patterns:
-        for name, value in losses.items():
+        for name in names:
             if fnmatchcase(name, pattern):
-                return value
+                return name
     return None

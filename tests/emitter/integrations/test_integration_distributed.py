@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from receiver import Receiver, array
 
+from vqwatch_daemon.metrics.ema import rank_divergence_ratio
+
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -68,6 +70,10 @@ def test_sketches_show_codebooks_that_drift_apart(drifted: Receiver) -> None:
     }
     assert sorted(sketches) == [(rank, layer) for rank in range(3) for layer in ("0", "1")]
     assert not np.allclose(sketches[0, "0"], sketches[1, "0"])
+    for layer in ("0", "1"):
+        apart = rank_divergence_ratio({rank: sketches[rank, layer] for rank in range(3)})
+        assert 0.01 < apart < 2
+        assert rank_divergence_ratio({0: sketches[0, layer], 1: sketches[0, layer].copy()}) == 0
 
 
 def test_all_ranks_stop_at_the_same_step(receiver: Receiver, tmp_path: Path) -> None:
