@@ -61,7 +61,7 @@ WARMING = Case("healthy", 700, {})
 """From the first step of a training on."""
 HEALTHY = Case("none", 300, {})
 """What the faults go on from, going on without one: a resumed run."""
-SMALL = Case("healthy-32", 1000, {})
+SMALL = Case("healthy-32", 800, {})
 """Batches of at most 32 codes."""
 
 CASES = (

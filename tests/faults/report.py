@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from shutil import which
@@ -50,14 +51,18 @@ class Job(NamedTuple):
     what: str
 
 
-def jobs(seeds: Iterable[int], libraries: Sequence[str]) -> list[Job]:
-    """Return the jobs, seed by seed, so that a report cut short is whole for the first seeds."""
-    of_processes = [Job("ema", 0, case.fault) for case in (SILENT_RANK, RANK_DRIFT, KILL) if "ema" in libraries]
-    return [
-        job._replace(seed=seed)
+def jobs(seeds: Sequence[int], libraries: Sequence[str]) -> list[Job]:
+    """Return the jobs, the long ones first; those of several processes each are spread among them."""
+    long = [Job(library, seed, "all") for library in libraries for seed in seeds]
+    of_processes = [
+        Job("ema", seed, case.fault)
         for seed in seeds
-        for job in (*(Job(library, 0, what) for what in ("all", SMALL.fault) for library in libraries), *of_processes)
-    ]
+        for case in (SILENT_RANK, RANK_DRIFT, KILL)
+        if "ema" in libraries
+    ]  # fmt: skip
+    small = [Job(library, seed, SMALL.fault) for library in libraries for seed in seeds]
+    spread = [job for pair in zip_longest(long, of_processes) for job in pair if job is not None]
+    return [*spread, *small]
 
 
 def play(job: Job, url: str) -> Iterator[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -232,6 +233,10 @@ def rank_drift(site: Site) -> Iterator[None]:
         for book in site.books:
             if hasattr(book.module, "synchronized"):
                 stack.enter_context(changed(book.module, "synchronized", False))
-            else:
+            elif hasattr(book.module, "all_reduce_fn"):
                 stack.enter_context(changed(book.module, "all_reduce_fn", _overwritten))
+            else:
+                library = sys.modules[type(book.module).__module__]
+                stack.enter_context(changed(library, "_average_tensors", _overwritten))
+                stack.enter_context(changed(book.module, "_broadcast_buffers", _overwritten))
         yield
