@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import queue
+import signal
 import sys
 import tempfile
 import time
@@ -118,7 +119,8 @@ class Worker:
 
     @classmethod
     def begin(cls, out: Any, url: str) -> None:
-        """Make this process ready."""
+        """Make this process ready; told to end, it ends the processes of its own too."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         cls.out, cls.url = out, url
         logging.disable(logging.CRITICAL)
         torch.set_num_threads(1)
