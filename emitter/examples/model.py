@@ -153,7 +153,28 @@ class LucidrainsQuantizer(nn.Module):
         return quantized, indices, losses.mean()
 
 
-QUANTIZERS = {"ema": ResidualQuantizer, "lucidrains": LucidrainsQuantizer}
+class MoshiQuantizer(nn.Module):
+    """The same stack from ``moshi`` (Mimi): a code is its sum over its count, a dead one has 10 % of a fair share."""
+
+    def __init__(self, layers: int, size: int, dim: int) -> None:
+        super().__init__()
+        from moshi.quantization import ResidualVectorQuantizer  # an optional library
+
+        self.rvq = ResidualVectorQuantizer(dimension=dim, n_q=layers, bins=size, decay=0.9)
+
+    def forward(self, latents: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return quantized ``[B, T, D]``, indices ``[B, T, Q]`` and the commitment loss, a mean over layers."""
+        result = self.rvq(latents[mask].T[None], frame_rate=1)  # it knows no mask
+        for layer in self.rvq.vq.layers:
+            layer._codebook.embedding_sum.detach_()  # a replaced code holds on to the graph of the batch it came from
+        quantized = torch.zeros_like(latents)
+        quantized[mask] = result.x[0].T
+        indices = torch.full((*mask.shape, result.codes.shape[1]), -1, device=latents.device)
+        indices[mask] = result.codes[0].T
+        return quantized, indices, result.penalty
+
+
+QUANTIZERS = {"ema": ResidualQuantizer, "lucidrains": LucidrainsQuantizer, "moshi": MoshiQuantizer}
 
 
 class DocumentRQVAE(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +11,20 @@ import torch
 import train_documents
 from faults import CATALOGUE, Schedule, Site, Span, summary
 from model import DocumentRQVAE
+from tests.emitter.families.libraries import skeleton
 
 from vqwatch_daemon.demo_story import FAULTS as DEMO_FAULTS
 
 ENDS_THE_PROCESS_OR_SLEEPS = {"kill", "stall"}
 ACTS_ON_OTHERS = {"silent-rank", "rank-drift"}
+SETTINGS = (
+    "decay",
+    "dead_code_threshold",
+    "threshold_ema_dead_code",
+    "threshold_usage_ratio",
+    "replaced_per_step",
+    "synchronized",
+)
 IN_PROCESS = sorted(set(CATALOGUE) - ENDS_THE_PROCESS_OR_SLEEPS)
 
 
@@ -35,6 +43,8 @@ class Quiet:
 
 
 def trained(quantizer: str = "ema", steps: int = 3) -> tuple[DocumentRQVAE, torch.optim.Optimizer, list[Any]]:
+    if quantizer == "moshi":
+        skeleton("moshi")
     torch.manual_seed(0)
     model = train_documents.build_model(quantizer, 32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -61,10 +71,10 @@ def settings(model: DocumentRQVAE, optimizer: torch.optim.Optimizer) -> Mapping[
     found: dict[str, Any] = {"lr": [group["lr"] for group in optimizer.param_groups]}
     for name, module in model.named_modules():
         found[name] = (len(module._forward_hooks), len(module._forward_pre_hooks))
-        for key in ("decay", "dead_code_threshold", "threshold_ema_dead_code", "replaced_per_step", "synchronized"):
+        for key in SETTINGS:
             if hasattr(module, key):
                 found[f"{name}.{key}"] = getattr(module, key)
-        for key in ("replace_dead_codes", "expire_codes_"):
+        for key in ("replace_dead_codes", "expire_codes_", "_replace_expired_codes"):
             if hasattr(module, key):
                 found[f"{name}.{key}"] = getattr(module, key).__func__
     for name, parameter in model.named_parameters():
@@ -73,10 +83,8 @@ def settings(model: DocumentRQVAE, optimizer: torch.optim.Optimizer) -> Mapping[
 
 
 @pytest.mark.parametrize("name", IN_PROCESS)
-@pytest.mark.parametrize("quantizer", ["ema", "lucidrains"])
+@pytest.mark.parametrize("quantizer", ["ema", "lucidrains", "moshi"])
 def test_a_fault_that_is_over_leaves_every_setting_as_it_was(name: str, quantizer: str) -> None:
-    if quantizer == "lucidrains":
-        importlib.import_module("vector_quantize_pytorch")
     model, optimizer, batches = trained(quantizer)
     before = settings(model, optimizer)
     with CATALOGUE[name](Site(model, optimizer, Quiet())):
@@ -116,8 +124,11 @@ def test_one_nan_vector_reaches_every_code_of_every_layer() -> None:
     assert (codes[batches[1][1]] == 0).all()
 
 
-def test_collapse_maps_everything_to_one_code_in_each_layer() -> None:
-    model, optimizer, batches = trained()
+@pytest.mark.parametrize("quantizer", ["ema", "lucidrains", "moshi"])
+def test_collapse_maps_everything_to_one_code_in_each_layer(quantizer: str) -> None:
+    model, optimizer, batches = trained(quantizer)
+    for batch in batches * 2:  # moshi fills one layer after the other, a step each
+        step(model, optimizer, batch)
     with CATALOGUE["collapse"](Site(model, optimizer)):
         step(model, optimizer, batches[0])
         codes = model(*batches[1]).codes[batches[1][1]]

@@ -7,14 +7,15 @@ import pytest
 import torch
 import train_documents
 from model import VectorQuantizerEMA
+from tests.emitter.families.libraries import skeleton
 
-QUANTIZERS = [
-    "ema",
-    pytest.param("lucidrains", marks=pytest.mark.skipif(
-        __import__("importlib.util").util.find_spec("vector_quantize_pytorch") is None,
-        reason="vector-quantize-pytorch is not installed",
-    )),
-]  # fmt: skip
+QUANTIZERS = ["ema", "lucidrains", "moshi"]
+
+
+@pytest.fixture(autouse=True)
+def moshi_without_its_servers() -> None:
+    """Put moshi in place for its quantizer alone; the rest of it wants audio libraries."""
+    skeleton("moshi")
 
 
 @pytest.fixture
@@ -42,6 +43,22 @@ def test_what_is_masked_changes_nothing(quantizer: str, batch: tuple[torch.Tenso
     clean, noisy = model(features, mask), model(noise, mask)
     assert torch.equal(clean.codes, noisy.codes)
     assert torch.allclose(clean.losses["total"], noisy.losses["total"])
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_quantized_frames_pass_gradients_straight_through(
+    quantizer: str, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    model = train_documents.build_model(quantizer, 32)
+    model(*batch).losses["total"].backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.encoder_out.parameters())
+
+
+def test_codes_that_moshi_replaces_keep_no_graph(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    model = train_documents.build_model("moshi", 32)
+    for _ in range(12):  # it looks for dead codes at every fifth step
+        model(*batch)
+    assert not any(buffer.requires_grad for buffer in model.buffers())
 
 
 def test_one_update_is_the_moving_average_of_counts_and_sums() -> None:

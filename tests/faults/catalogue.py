@@ -45,7 +45,8 @@ REVIVAL = frozenset({"VqRevivalChurn", "VqRevivalRateHigh", "VqRevivedCodesDie",
 class Case:
     """One fault: how many steps it lasts, what must fire within how many, what may.
 
-    ``from_start`` is for a wrong setting, which is there when the run (resumed from its checkpoint) attaches.
+    ``from_start`` is for a wrong setting, which is there when the run (resumed from its checkpoint) attaches. What is
+    ``timed`` fires after seconds, not after steps.
     """
 
     fault: str
@@ -53,9 +54,15 @@ class Case:
     must: Mapping[str, int]
     also: frozenset[str] = frozenset()
     from_start: bool = False
+    timed: bool = False
 
 
+WARMING = Case("healthy", 700, {})
+"""From the first step of a training on."""
 HEALTHY = Case("none", 300, {})
+"""What the faults go on from, going on without one: a resumed run."""
+SMALL = Case("healthy-32", 800, {})
+"""Batches of at most 32 codes."""
 
 CASES = (
     Case("collapse", 150, {"VqSnrDrop": 15, "VqEntropyDrop": 50, "VqCodebookCollapse": 135}, QUALITY | USE),
@@ -89,11 +96,13 @@ CASES = (
     Case("low-pass", 60, {"VqSnrDrop": 15, "VqSpectralDistanceSpike": 15}, QUALITY | USE),
 )  # fmt: skip
 
-STALL = Case("stall", 0, {"VqTrainingStalled": 0})
-KILL = Case("kill", 0, {"VqTrainerGone": 10}, frozenset({"VqTrainingStalled"}))
-SILENT_RANK = Case("silent-rank", 0, {"VqRankSilent": 160}, frozenset({"VqRankLagging"}))
+STALL = Case("stall", 0, {"VqTrainingStalled": 0}, timed=True)
+KILL = Case("kill", 0, {"VqTrainerGone": 10}, frozenset({"VqTrainingStalled"}), timed=True)
+SILENT_RANK = Case("silent-rank", 0, {"VqRankSilent": 160}, frozenset({"VqRankLagging"}), timed=True)
 RANK_DRIFT = Case("rank-drift", 0, {"VqRanksDrift": 120})
 """Faults of processes, played by functions of their own."""
+
+EVERY_CASE = {case.fault: case for case in (WARMING, HEALTHY, SMALL, *CASES, STALL, KILL, SILENT_RANK, RANK_DRIFT)}
 
 
 @dataclass(frozen=True)

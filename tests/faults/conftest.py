@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from tests.faults import gallery
+from tests.faults.catalogue import WARMING
 from threadpoolctl import threadpool_limits
 
 
@@ -23,4 +24,4 @@ def quiet_threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def warm(quiet_threads: None) -> gallery.Warm:
     """Seed 0 after its healthy stretch, with the example's own quantizer."""
-    return gallery.warm_up(gallery.Setting(), seed=0)
+    return gallery.warm_up(gallery.Setting(), 0, WARMING.lasts)

@@ -10,62 +10,96 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from tests.faults.gallery import EXAMPLES, RUN, Daemon, Outcome, Setting
+from tests.faults.gallery import EXAMPLES, Outcome, Setting
+from tests.faults.listening import RUN, Daemon, Teller
+
+ATTEMPTS = 3
+"""Another process may take the port on which the ranks wanted to meet."""
 
 
-def two_ranks(fault: str, ranks: Sequence[int], seed: int, *, begins: int = 40, steps: int = 200) -> Outcome:
+def two_ranks(
+    fault: str,
+    ranks: Sequence[int],
+    seed: int,
+    must: Collection[str],
+    teller: Teller | None = None,
+    *,
+    begins: int = 40,
+    steps: int = 200,
+) -> Outcome:
     """Train in two processes that average gradients and codebooks; put a fault into these ``ranks``.
 
-    Simulated time runs with the real one; where one rank falls silent, a step takes a second afterwards.
+    Ends when everything that must fire has. Simulated time runs with the real one; where one rank falls silent, a step
+    takes a second afterwards. Raises RuntimeError when the ranks never came as far as the fault.
     """
-    setting = Setting()
-    outcome = Outcome(fault, setting, seed)
-    daemon = Daemon()
+    for _ in range(ATTEMPTS):
+        outcome, came_to = _two_ranks(fault, ranks, seed, must, teller, begins, steps)
+        if came_to >= begins:
+            return outcome
+    raise RuntimeError(f"{fault}, seed {seed}: the ranks ended at step {came_to}, before the fault")
+
+
+def _two_ranks(
+    fault: str,
+    ranks: Sequence[int],
+    seed: int,
+    must: Collection[str],
+    teller: Teller | None,
+    begins: int,
+    steps: int,
+) -> tuple[Outcome, int]:
+    outcome = Outcome(fault, Setting(), seed)
+    daemon = Daemon(teller=teller)
     with ExitStack() as stack:
         stack.callback(daemon.close)
         port = _free_port()
         trainers = [
             stack.enter_context(
-                _process(daemon, setting, seed, steps, {fault: begins} if rank in ranks else {}, rank, port)
+                _process(daemon, outcome.setting, seed, steps, {fault: begins} if rank in ranks else {}, rank, port)
             )
             for rank in (0, 1)
         ]
-        _listen(
+        since = _listen(
             daemon,
-            lambda: any(trainer.poll() is None for trainer in trainers) and not outcome.fired,
-            outcome,
+            lambda: (
+                any(trainer.poll() is None for trainer in trainers)
+                and not set(must) <= {one.name for one in daemon.fired()}
+            ),
+            begins,
             slow_from=begins + 5 if len(ranks) == 1 else steps,
         )
-    outcome.fired = [replace(one, step=one.step - begins) for one in outcome.fired]
-    return outcome
+        outcome.fired = [replace(one, step=one.step - begins, now=one.now - since) for one in daemon.fired()]
+    return outcome, daemon.step
 
 
-def killed(seed: int, *, at: int = 60, seconds: float = 330.0) -> Outcome:
+def killed(seed: int, teller: Teller | None = None, *, at: int = 60, seconds: float = 330.0) -> Outcome:
     """Kill a training process and wait so many simulated seconds."""
-    setting = Setting()
-    outcome = Outcome("kill", setting, seed)
-    daemon = Daemon()
+    outcome = Outcome("kill", Setting(), seed)
+    daemon = Daemon(teller=teller)
     with ExitStack() as stack:
         stack.callback(daemon.close)
-        trainer = stack.enter_context(_process(daemon, setting, seed, at + 50, {"kill": at}))
-        _listen(daemon, lambda: trainer.poll() is None, outcome)
+        trainer = stack.enter_context(_process(daemon, outcome.setting, seed, at + 50, {"kill": at}))
+        since = _listen(daemon, lambda: trainer.poll() is None, at - 1)
         daemon.wait(seconds)
-        outcome.fired = [replace(one, step=one.step - at) for one in daemon.fired()]
+        outcome.fired = [replace(one, step=one.step - at, now=one.now - since) for one in daemon.fired()]
     return outcome
 
 
-def _listen(daemon: Daemon, going: Callable[[], bool], outcome: Outcome, slow_from: int = sys.maxsize) -> None:
-    then, step = time.monotonic(), slow_from
+def _listen(daemon: Daemon, going: Callable[[], bool], begins: int, slow_from: int = sys.maxsize) -> float:
+    """Listen as long as it is going on; return the time at which the step came in which the fault began."""
+    then, step, since = time.monotonic(), slow_from, daemon.now
     while going():
         daemon.receive(0.02)
         now = time.monotonic()
         daemon.now += now - then + max(0, daemon.step - step)
         then, step = now, max(step, daemon.step)
-        outcome.fired = daemon.fired()
+        if daemon.step < begins:
+            since = daemon.now
+    return since
 
 
 @contextmanager
@@ -78,7 +112,17 @@ def _process(
         "--batch-size", str(setting.batch_size), "--length", str(setting.length),
         *(f"--fault={name}@{step}" for name, step in faults.items()),
     ]  # fmt: skip
-    group = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if port else {}
+    group = (
+        {
+            "RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        if port
+        else {}
+    )
     quiet = subprocess.DEVNULL  # the rank that is left complains when the other one ends
     process = subprocess.Popen(command, env={**os.environ, **group}, stdout=quiet, stderr=quiet)
     try:

@@ -153,9 +153,11 @@ class Snapshots:
         book.threshold = threshold
         if threshold:
             _put(readings, "ema_expired_codes", name, ema.expired_codes(sizes, threshold))
-            if tokens:
-                ratio = threshold_to_uniform_ratio(threshold, tokens, layer.size)
-                _put(readings, "ema_threshold_to_uniform_ratio", name, ratio)
+        ratio = layer.threshold_ratio  # is what it is, while sizes are still on their way from where they began
+        if layer.threshold and tokens:
+            ratio = threshold_to_uniform_ratio(layer.threshold, tokens, layer.size)
+        if ratio:
+            _put(readings, "ema_threshold_to_uniform_ratio", name, ratio)
 
     def _geometry(
         self, step: int, book: _Book, codebook: NDArray[Any], active: NDArray[np.bool_] | None, readings: Readings

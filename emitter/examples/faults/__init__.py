@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from faults import codebooks, network, process
-from faults.site import Site, Watch
+from faults.site import Site, Watch, books
 
 Fault = Callable[[Site], AbstractContextManager[None]]
 
@@ -98,4 +98,4 @@ def summary(fault: Fault) -> str:
     return (fault.__doc__ or "").strip().partition("\n")[0]
 
 
-__all__ = ["CATALOGUE", "Fault", "Schedule", "Site", "Span", "summary"]
+__all__ = ["CATALOGUE", "Fault", "Schedule", "Site", "Span", "books", "summary"]

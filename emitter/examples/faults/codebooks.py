@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -43,12 +44,15 @@ class _Exile:
 
 
 @contextmanager
-def _exiled(site: Site, book: Book, rows: Tensor | None = None) -> Iterator[_Exile]:
-    """Keep rows of a codebook out of the search and replace no dead codes; more rows may be added later."""
+def _exiled(site: Site, book: Book, rows: Tensor | None = None, *, still: bool = True) -> Iterator[_Exile]:
+    """Keep rows of a codebook out of the search; more may be added later. ``still``: no dead codes are replaced."""
     exile = _Exile(book)
     if rows is not None:
         exile.rows[rows] = True
-    with book.threshold(0.0), site.around_every_step(exile.hide, exile.show):
+    with ExitStack() as stack:
+        if still:
+            stack.enter_context(book.threshold(0.0))
+        stack.enter_context(site.around_every_step(exile.hide, exile.show))
         yield exile
 
 
@@ -175,12 +179,9 @@ def replacement_no_op(site: Site) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for book in site.books:
-            threshold = book.threshold_now
             half = torch.randperm(len(book.counts))[: len(book.counts) // 2]
-            stack.enter_context(_exiled(site, book, half))
-            stack.enter_context(book.threshold(threshold))
-            name = "replace_dead_codes" if hasattr(book.module, "replace_dead_codes") else "expire_codes_"
-            stack.enter_context(changed(book.module, name, _overwritten))
+            stack.enter_context(_exiled(site, book, half, still=False))
+            stack.enter_context(book.replacing(_overwritten))
         yield
 
 
@@ -202,8 +203,7 @@ def churn(site: Site) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for book in site.books:
-            fair_share = float(book.counts.mean())
-            stack.enter_context(book.threshold(1.5 * fair_share))
+            stack.enter_context(book.threshold(1.5))
             if hasattr(book.module, "replaced_per_step"):
                 stack.enter_context(changed(book.module, "replaced_per_step", len(book.counts)))
         yield
@@ -217,8 +217,7 @@ def re_init(site: Site) -> Iterator[None]:
     that loading a checkpoint brings the codes and forgets the flag; the next batch overwrites what was learned.
     """
     for book in site.books:
-        flag = book.module.num_updates if hasattr(book.module, "num_updates") else book.module.initted
-        flag.zero_()
+        book.begin_again()
     yield
 
 
@@ -234,6 +233,10 @@ def rank_drift(site: Site) -> Iterator[None]:
         for book in site.books:
             if hasattr(book.module, "synchronized"):
                 stack.enter_context(changed(book.module, "synchronized", False))
-            else:
+            elif hasattr(book.module, "all_reduce_fn"):
                 stack.enter_context(changed(book.module, "all_reduce_fn", _overwritten))
+            else:
+                library = sys.modules[type(book.module).__module__]
+                stack.enter_context(changed(library, "_average_tensors", _overwritten))
+                stack.enter_context(changed(book.module, "_broadcast_buffers", _overwritten))
         yield

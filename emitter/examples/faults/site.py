@@ -28,60 +28,93 @@ class Watch(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Library:
+    """What one implementation of an EMA codebook calls its parts.
+
+    ``codes`` is empty where there are none, only sums and counts, whose quotient they are. ``replace`` is the method
+    that replaces dead codes, ``begun`` the flag that says that the codebook was initialised. A ``relative`` threshold
+    counts in fair shares, any other in assignments per step.
+    """
+
+    codes: str
+    counts: str
+    sums: str
+    threshold: str
+    replace: str
+    begun: str
+    relative: bool = False
+
+
+OWN = Library("embedding", "ema_cluster_size", "ema_w", "dead_code_threshold", "replace_dead_codes", "num_updates")
+LUCIDRAINS = Library("embed", "cluster_size", "embed_avg", "threshold_ema_dead_code", "expire_codes_", "initted")
+MOSHI = Library(
+    "", "cluster_usage", "embedding_sum", "threshold_usage_ratio", "_replace_expired_codes", "_initialized", True
+)
+
+
 class Book:
-    """One EMA codebook: its codes ``[K, D]``, their counts ``[K]`` and sums ``[K, D]``, all live views."""
+    """One EMA codebook: its codes ``[K, D]``, their counts ``[K]`` and sums ``[K, D]``; counts and sums are live."""
 
-    def __init__(self, module: Any, codes: str, counts: str, sums: str, threshold: str) -> None:
+    def __init__(self, module: Any, library: Library) -> None:
         self.module = module
-        self._names = (codes, counts, sums)
-        self._threshold = threshold
+        self.library = library
 
-    def _buffer(self, which: int) -> Tensor:
-        buffer: Tensor = getattr(self.module, self._names[which])
-        return buffer if buffer.ndim == (1 if which == 1 else 2) else buffer[0]
+    def _buffer(self, name: str, dimensions: int) -> Tensor:
+        buffer: Tensor = getattr(self.module, name)
+        return buffer if buffer.ndim == dimensions else buffer[0]
 
     @property
     def codes(self) -> Tensor:
         """The codes, ``[K, D]``."""
-        return self._buffer(0)
+        if self.library.codes:
+            return self._buffer(self.library.codes, 2)
+        return self.sums / self.counts.clamp(min=self.module.epsilon)[:, None]
 
     @property
     def counts(self) -> Tensor:
         """The moving average of assignments per step, ``[K]``."""
-        return self._buffer(1)
+        return self._buffer(self.library.counts, 1)
 
     @property
     def sums(self) -> Tensor:
         """The moving sum of assigned vectors, ``[K, D]``."""
-        return self._buffer(2)
+        return self._buffer(self.library.sums, 2)
 
     def put(self, rows: Tensor, codes: Tensor) -> None:
         """Overwrite these rows for good: the sums go with the codes."""
-        self.codes[rows] = codes
+        if self.library.codes:
+            self.codes[rows] = codes
         self.sums[rows] = codes * self.counts[rows, None]
 
-    @property
-    def threshold_now(self) -> float:
-        """The count below which a code is replaced."""
-        value: float = getattr(self.module, self._threshold)
-        return value
+    def begin_again(self) -> None:
+        """Forget that the codebook was initialised, as a flag outside the state dict does."""
+        getattr(self.module, self.library.begun).zero_()
+        if hasattr(self.module, "_cached_initialized"):
+            self.module._cached_initialized = False
 
     @contextmanager
-    def threshold(self, value: float) -> Iterator[None]:
-        """Replace codes whose count falls below this; 0 switches replacement off."""
-        with changed(self.module, self._threshold, value):
+    def threshold(self, shares: float) -> Iterator[None]:
+        """Replace codes whose count falls below so many fair shares; 0 switches replacement off."""
+        value = shares if self.library.relative else shares * float(self.counts.mean())
+        with changed(self.module, self.library.threshold, value):
+            yield
+
+    @contextmanager
+    def replacing(self, replace: Callable[..., None]) -> Iterator[None]:
+        """Replace dead codes in this way."""
+        with changed(self.module, self.library.replace, replace):
             yield
 
 
 def books(model: nn.Module) -> list[Book]:
-    """Return the EMA codebooks of a model in the order of its layers: the example's own and lucidrains'."""
-    found = []
-    for module in model.modules():
-        if "ema_cluster_size" in module._buffers:
-            found.append(Book(module, "embedding", "ema_cluster_size", "ema_w", "dead_code_threshold"))
-        elif "cluster_size" in module._buffers:
-            found.append(Book(module, "embed", "cluster_size", "embed_avg", "threshold_ema_dead_code"))
-    return found
+    """Return the EMA codebooks of a model in the order of its layers: the example's own, lucidrains' and moshi's."""
+    return [
+        Book(module, library)
+        for module in model.modules()
+        for library in (OWN, LUCIDRAINS, MOSHI)
+        if {library.counts, library.sums} <= module._buffers.keys()
+    ]
 
 
 @dataclass
