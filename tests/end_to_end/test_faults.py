@@ -77,6 +77,13 @@ def test_nothing_happens(daemon: Daemon, undisturbed: dict[str, Any]) -> None:
     assert result["dropped"].get("step:backlog", 0) == 0
 
 
+def test_nothing_is_sent_twice_where_steps_are_slow(daemon: Daemon) -> None:
+    with Training(daemon.endpoint, "--steps", "32", "--pace", "0.25") as training:
+        training.result()
+    wait_for(lambda: arrived(daemon, steps=32), 5.0, "every step")
+    assert daemon.value("vqwatch_messages_rejected_total", reason="duplicate") is None
+
+
 def test_the_daemon_is_frozen_for_half_of_the_training(daemon: Daemon, undisturbed: dict[str, Any]) -> None:
     with Training(daemon.endpoint) as training:
         training.wait_for("half")
