@@ -1,1 +1,1 @@
-"""Everything that is tested; a package, because some wheel of a quantizer family installs one of the same name."""
+"""Makes ``python -m tests.benchmarks...`` find these tests: some quantizer libraries install a package of that name."""

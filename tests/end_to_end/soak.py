@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from tests.benchmarks.scale import cpu_seconds, resident_mb, samples
+from tests.end_to_end.chaos import publish
 from tests.end_to_end.flatness import Bound, Verdict, judge
 from tests.servers import wait_for
 from tests.watching import ROOT, Daemon
@@ -164,14 +165,14 @@ def soak(
             lambda: len(samples(daemon.metrics(), "vqwatch_rank_lag_steps")) == ranks, STARTING_SECONDS, "every rank"
         )
         start = time.time() + 1.0
-        _publish(begin, start)
+        publish(begin, start)
         watcher = Watcher(daemon, senders)
         end = time.monotonic() + 60 * minutes
         while time.monotonic() < end:
             time.sleep(min(every, max(0.0, end - time.monotonic())))
             watcher.look()
         steps = int((time.time() - start + 5.0) * rate)
-        _publish(until, steps)
+        publish(until, steps)
         results = [json.loads(sender.communicate(timeout=120.0)[0]) for sender in senders]
         wait_for(
             lambda: daemon.value("vqwatch_step", run=RUN) == max(r["steps"] for r in results), 10.0, "the last step"
@@ -194,12 +195,6 @@ def soak(
             "alerts firing": sum(samples(text, "vqwatch_alerts_firing")),
             "series": verdicts,
         }
-
-
-def _publish(file: Path, value: float) -> None:
-    partial = file.with_suffix(".part")
-    partial.write_text(str(value))
-    partial.rename(file)
 
 
 def _sum(counts: list[dict[str, int]]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from vqwatch.wire import Step
 from vqwatch_daemon.metrics import training
 from vqwatch_daemon.metrics.residuals import residuals
 from vqwatch_daemon.readings import Readings, known, one
+from vqwatch_daemon.sections.exact import ExactSum
 from vqwatch_daemon.sections.gather import Gather
 
 TREND_READINGS: Final = 100
@@ -29,37 +31,42 @@ _Values = dict[str, dict[str, float]]
 
 
 class _Mean:
-    """Means over the ranks of one step, value by value; a rank that did not report a value does not count for it."""
+    """Means over the ranks of one step, value by value; a rank that did not report a value does not count for it.
+
+    Sums are exact, so the order in which ranks were heard changes nothing.
+    """
 
     __slots__ = ("_counts", "_sums")
 
     def __init__(self) -> None:
-        self._sums: _Values = {}
+        self._sums: dict[str, dict[str, ExactSum]] = {}
         self._counts: dict[tuple[str, str], int] = {}
 
-    def add(self, values: Mapping[str, Mapping[str, float]]) -> None:
+    def add(self, values: _Values) -> None:
         for group, entries in values.items():
             sums = self._sums.setdefault(group, {})
             for name, value in entries.items():
-                sums[name] = sums.get(name, 0.0) + value
+                if name not in sums:
+                    sums[name] = ExactSum()
+                sums[name].add(value)
                 self._counts[group, name] = self._counts.get((group, name), 0) + 1
 
     def compute(self) -> _Values:
         return {
-            group: {name: total / self._counts[group, name] for name, total in entries.items()}
+            group: {name: total.value / self._counts[group, name] for name, total in entries.items()}
             for group, entries in self._sums.items()
         }
 
     def state(self) -> list[list[Any]]:
         return [
-            [group, name, total, self._counts[group, name]]
+            [group, name, total.state(), self._counts[group, name]]
             for group, entries in self._sums.items()
             for name, total in entries.items()
         ]
 
     def restore(self, state: Iterable[Sequence[Any]]) -> None:
-        for group, name, total, count in state:
-            self._sums.setdefault(group, {})[name] = total
+        for group, name, terms, count in state:
+            self._sums.setdefault(group, {})[name] = ExactSum(terms)
             self._counts[group, name] = count
 
 
@@ -75,7 +82,7 @@ class Training:
         self._nonfinite: dict[str, int] = {}
         self._steps = 0
 
-    def add(self, message: Step, live: int, now: float) -> list[tuple[int, Readings]]:
+    def add(self, message: Step, awaited: AbstractSet[int], now: float) -> list[tuple[int, Readings]]:
         """Take one rank's scalars; return the readings of each step that is complete with them.
 
         Non-finite values are counted at once, whichever ranks are still to come.
@@ -85,12 +92,17 @@ class Training:
         if self._gather.is_late(message.step):
             return [(message.step, bad)] if bad else []
         self._means.setdefault(message.step, _Mean()).add(values)
-        complete = [(step, self._read(step)) for step in self._gather.add(message.step, message.origin.rank, live, now)]
+        rank = message.origin.rank
+        complete = [(step, self._read(step)) for step in self._gather.add(message.step, rank, awaited, now)]
         if bad and not complete:
             return [(message.step, bad)]
         if bad:
             complete[-1][1].update(bad)
         return complete
+
+    def settle(self, awaited: AbstractSet[int]) -> list[tuple[int, Readings]]:
+        """Return the readings of steps that are complete now that only these ranks are awaited."""
+        return [(step, self._read(step)) for step in self._gather.settle(awaited)]
 
     def overdue(self, now: float, patience_seconds: float) -> list[tuple[int, Readings]]:
         """Return the readings of steps that wait for a rank which does not come."""

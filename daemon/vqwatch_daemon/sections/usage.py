@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 import numpy as np
@@ -65,7 +66,7 @@ class CodebookUse:
         self.updates = 0
         self.tokens_per_step: float | None = None
 
-    def add(self, message: Codes, live: int, now: float) -> list[tuple[int, Readings]]:
+    def add(self, message: Codes, awaited: AbstractSet[int], now: float) -> list[tuple[int, Readings]]:
         """Count one rank's codes; return the readings of each step that is complete with them.
 
         Raises :class:`Refused` for a layer that ``hello`` did not announce.
@@ -82,7 +83,7 @@ class CodebookUse:
                 self._parts[rank, message.step] = came
                 return []
             self._parts.pop((rank, message.step), None)
-        return [(step, self._read(step)) for step in self._gather.add(message.step, rank, live, now)]
+        return [(step, self._read(step)) for step in self._gather.add(message.step, rank, awaited, now)]
 
     def _count(self, message: Codes, rows: list[int]) -> None:
         indices = as_array(message.indices)
@@ -98,6 +99,10 @@ class CodebookUse:
         self._totals[0, at] += taken.counts.sum(axis=1)
         self._totals[1, at] += taken.ignored
         self._totals[2, at] += taken.out_of_range
+
+    def settle(self, awaited: AbstractSet[int]) -> list[tuple[int, Readings]]:
+        """Return the readings of steps that are complete now that only these ranks are awaited."""
+        return [(step, self._read(step)) for step in self._gather.settle(awaited)]
 
     def overdue(self, now: float, patience_seconds: float) -> list[tuple[int, Readings]]:
         """Return the readings of steps that wait for a rank which does not come."""
