@@ -38,7 +38,10 @@ SEND_MESSAGES: Final = 64
 ZERO_COPY_BYTES: Final = 256 * 1024
 """Buffers from this size are handed to libzmq without a copy, which costs a wake-up of pyzmq's collector thread."""
 
-PATIENCE_SECONDS: Final = 1.0
+PATIENCE_SECONDS: Final = 2.5
+"""How long the oldest message waits for its acknowledgement before it is sent again. The daemon acknowledges steps once
+a second where they are few, so less than two of its turns would send again what arrived."""
+
 LONGEST_PATIENCE_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 0.25
 """How long after its start a link that never heard of a daemon may still hope for one when it is closed."""
@@ -105,6 +108,7 @@ class Link:
         self.sent: Counter[str] = Counter()
         self.session = session
         self._introduction: Encode | None = None
+        self._introduced = False  # and not answered yet
         self._send_bytes = send_bytes
         self._in_flight: list[tuple[zmq.MessageTracker, int]] = []
         self._copied: deque[int] = deque([0] * (SEND_MESSAGES + 8))
@@ -266,6 +270,7 @@ class Link:
                 return
             if held.seq == self.backlog.first:
                 self._waiting_since = now
+            self._introduced |= held.seq == 1
             self.backlog.sent()
             at_most -= 1
 
@@ -333,10 +338,13 @@ class Link:
         self._waiting_since = now
         self._patience = PATIENCE_SECONDS
         if message.next > 0:
-            self.backlog.rewind(message.next)
+            # The answer to an introduction asks for nothing: what follows it is on its way behind it.
+            if not self._introduced:
+                self.backlog.rewind(message.next)
+            self._introduced = False
             return
         if self._introduction is not None and self.backlog.first > 1:  # acknowledged by an earlier daemon
-            self._send(self._introduction(1, self.backlog.first), 1024, 0)
+            self._introduced = self._send(self._introduction(1, self.backlog.first), 1024, 0) is not None
         self.backlog.rewind(0)
 
     # --- ending ---------------------------------------------------------------------------------------------------
@@ -346,6 +354,7 @@ class Link:
 
         Does not wait for a daemon that was never there.
         """
+        self._waiting_since = clock()
         while True:
             now = clock()
             self._patience = min(self._patience, 0.25)

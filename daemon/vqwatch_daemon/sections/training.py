@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, Final
@@ -13,6 +14,7 @@ from vqwatch_daemon.metrics import training
 from vqwatch_daemon.metrics.residuals import residuals
 from vqwatch_daemon.metrics.trend import Trend
 from vqwatch_daemon.readings import Readings, known, one
+from vqwatch_daemon.sections.exact import ExactSum
 from vqwatch_daemon.sections.gather import Gather
 
 TREND_READINGS: Final = 100
@@ -33,14 +35,15 @@ _NO_VALUES: Final[dict[str, float]] = {}
 class _Mean:
     """Means over the ranks of one step, value by value; a rank that did not report a value does not count for it.
 
-    The first rank's values are kept as they are until a second rank comes: most runs have one.
+    Sums are exact, so the order in which ranks were heard changes nothing. The first rank's values are kept as they
+    are until a second rank comes: most runs have one.
     """
 
     __slots__ = ("_counts", "_only", "_sums")
 
     def __init__(self) -> None:
         self._only: _Values | None = None
-        self._sums: _Values = {}
+        self._sums: dict[str, dict[str, ExactSum]] = {}
         self._counts: dict[tuple[str, str], int] = {}
 
     def add(self, values: _Values) -> None:
@@ -59,28 +62,30 @@ class _Mean:
         for group, entries in values.items():
             sums = self._sums.setdefault(group, {})
             for name, value in entries.items():
-                sums[name] = sums.get(name, 0.0) + value
+                if name not in sums:
+                    sums[name] = ExactSum()
+                sums[name].add(value)
                 self._counts[group, name] = self._counts.get((group, name), 0) + 1
 
     def compute(self) -> _Values:
         if self._only is not None:
             return self._only
         return {
-            group: {name: total / self._counts[group, name] for name, total in entries.items()}
+            group: {name: total.value / self._counts[group, name] for name, total in entries.items()}
             for group, entries in self._sums.items()
         }
 
     def state(self) -> list[list[Any]]:
         self._merge_first()
         return [
-            [group, name, total, self._counts[group, name]]
+            [group, name, total.state(), self._counts[group, name]]
             for group, entries in self._sums.items()
             for name, total in entries.items()
         ]
 
     def restore(self, state: Iterable[Sequence[Any]]) -> None:
-        for group, name, total, count in state:
-            self._sums.setdefault(group, {})[name] = total
+        for group, name, terms, count in state:
+            self._sums.setdefault(group, {})[name] = ExactSum(terms)
             self._counts[group, name] = count
 
 
@@ -94,9 +99,10 @@ class Training:
         self._smoothed: dict[str, training.Smoothed] = {}
         self._trend: dict[str, Trend] = {}
         self._nonfinite: dict[str, int] = {}
+        self._modules: dict[str, float] = {}
         self._steps = 0
 
-    def add(self, message: Step, live: int, now: float) -> list[tuple[int, Readings]]:
+    def add(self, message: Step, awaited: AbstractSet[int], now: float) -> list[tuple[int, Readings]]:
         """Take one rank's scalars; return the readings of each step that is complete with them.
 
         Non-finite values are counted at once, whichever ranks are still to come.
@@ -106,12 +112,17 @@ class Training:
         if self._gather.is_late(message.step):
             return [(message.step, bad)] if bad else []
         self._means.setdefault(message.step, _Mean()).add(values)
-        complete = [(step, self._read(step)) for step in self._gather.add(message.step, message.origin.rank, live, now)]
+        rank = message.origin.rank
+        complete = [(step, self._read(step)) for step in self._gather.add(message.step, rank, awaited, now)]
         if bad and not complete:
             return [(message.step, bad)]
         if bad:
             complete[-1][1].update(bad)
         return complete
+
+    def settle(self, awaited: AbstractSet[int]) -> list[tuple[int, Readings]]:
+        """Return the readings of steps that are complete now that only these ranks are awaited."""
+        return [(step, self._read(step)) for step in self._gather.settle(awaited)]
 
     def overdue(self, now: float, patience_seconds: float) -> list[tuple[int, Readings]]:
         """Return the readings of steps that wait for a rank which does not come."""
@@ -151,7 +162,8 @@ class Training:
         if "gradient" in values:
             readings["gradient_norm"] = {(): values["gradient"]["norm"]}
         if "modules" in values:
-            readings["gradient_norm_by_module"] = _labelled(values["modules"])
+            self._modules.update(values["modules"])  # a step may tell of some modules only
+            readings["gradient_norm_by_module"] = _labelled(self._modules)
         if "rates" in values:
             readings["learning_rate"] = _labelled(values["rates"])
         if "update" in values:
@@ -198,11 +210,13 @@ class Training:
         self._means = {known_step: mean for known_step, mean in self._means.items() if known_step < step}
         self._smoothed.clear()
         self._trend.clear()
+        self._modules.clear()
 
     def state(self) -> dict[str, Any]:
         """Return counters, trends and the steps that wait for ranks, fit for JSON."""
         return {
             "nonfinite": dict(self._nonfinite),
+            "modules": dict(self._modules),
             "steps": self._steps,
             "gather": self._gather.state(),
             "means": [[step, mean.state()] for step, mean in self._means.items()],
@@ -213,6 +227,7 @@ class Training:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state` returned."""
         self._nonfinite = {name: int(count) for name, count in state["nonfinite"].items()}
+        self._modules = dict(state["modules"])
         self._steps = int(state["steps"])
         self._gather.restore(state["gather"])
         for step, raw in state["means"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 import numpy as np
@@ -66,7 +67,7 @@ class CodebookUse:
         self.updates = 0
         self.tokens_per_step: float | None = None
 
-    def add(self, message: Codes, live: int, now: float) -> list[tuple[int, Readings]]:
+    def add(self, message: Codes, awaited: AbstractSet[int], now: float) -> list[tuple[int, Readings]]:
         """Count one rank's codes; return the readings of each step that is complete with them.
 
         Raises :class:`Refused` for a layer that ``hello`` did not announce.
@@ -83,7 +84,7 @@ class CodebookUse:
                 self._parts[rank, message.step] = came
                 return []
             self._parts.pop((rank, message.step), None)
-        return [(step, self._read(step)) for step in self._gather.add(message.step, rank, live, now)]
+        return [(step, self._read(step)) for step in self._gather.add(message.step, rank, awaited, now)]
 
     def _count(self, message: Codes, rows: list[int]) -> None:
         indices = narrowed(as_array(message.indices))
@@ -97,6 +98,10 @@ class CodebookUse:
             self._identifiers.add(indices if rows == sorted(rows) else indices[np.argsort(rows)], self._rng, mask)
         self._by_code[at, : taken.counts.shape[1]] += taken.counts
         self._totals[:, at] += (taken.counts.sum(axis=1), taken.ignored, taken.out_of_range)
+
+    def settle(self, awaited: AbstractSet[int]) -> list[tuple[int, Readings]]:
+        """Return the readings of steps that are complete now that only these ranks are awaited."""
+        return [(step, self._read(step)) for step in self._gather.settle(awaited)]
 
     def overdue(self, now: float, patience_seconds: float) -> list[tuple[int, Readings]]:
         """Return the readings of steps that wait for a rank which does not come."""
