@@ -334,7 +334,10 @@ class Collector:
             if name in self._latents and book is not None:
                 tensors["latents"] = self._latents[name]
             found.extend([(name, field, value) for field, value in tensors.items()])
-        looks = [(name, field, value.shape, value.dtype, value.device) for name, field, value in found]
+        looks = [
+            (name, field, None if value is None else (value.shape, value.dtype, value.device))
+            for name, field, value in found
+        ]
         known = self._snapshots.get(fields)
         if known is not None and known.looks == looks and not entry.items:
             entry.items, entry.outgoing, entry.plan = known.items, known.outgoing, known
