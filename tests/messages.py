@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqwatch.wire import (
+    Bundled,
     Codebooks,
     Codes,
+    Frame,
     Goodbye,
     Hello,
     Layer,
+    Message,
     Origin,
     Reconstruction,
     Step,
     Tensor,
-)  # fmt: skip
+    bundle,
+    encode,
+)
 
 DTYPES = {"bool": "bool", "uint8": "u8", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
           "float16": "f16", "float32": "f32", "float64": "f64"}  # fmt: skip
@@ -27,6 +33,22 @@ def tensor(values: Any, dtype: str | None = None) -> Tensor:
     """Return an array as the wire carries it."""
     array = np.ascontiguousarray(values, dtype=dtype)
     return Tensor(DTYPES[array.dtype.name], array.shape, array.tobytes())
+
+
+def bundled(messages: Sequence[Message | Sequence[Frame]], apart: int = 0) -> list[Frame]:
+    """Return messages, or the frames of some, as one bundle whose buffers lie so many bytes apart."""
+    index: list[Bundled] = []
+    data = bytearray()
+    for message in messages:
+        header, *buffers = encode(message) if isinstance(message, Message) else message
+        places = []
+        for buffer in buffers:
+            places.append((len(data) + apart, memoryview(buffer).nbytes))
+            data += bytes(apart) + bytes(buffer)
+        index.append((bytes(header), places))
+    frames = bundle(index, bytes(data) if data else None)
+    assert frames is not None
+    return frames
 
 
 def layers(count: int = 2, size: int = 8, **more: Any) -> tuple[Layer, ...]:

@@ -17,12 +17,14 @@ from vqwatch.wire import (
     MAX_TENSOR_BYTES,
     MAX_TENSORS,
     Ack,
+    Frame,
     Message,
     Stop,
     Welcome,
     WireError,
     decode,
     encode,
+    unbundle,
 )  # fmt: skip
 from vqwatch_daemon.curve import Gate, Insecure, Pair, prove, secure
 from vqwatch_daemon.keys import Keys
@@ -162,34 +164,47 @@ class Receiver:
                 _log.warning("keys: %s; nobody comes in with it", problem)
 
     def drain(self) -> int:
-        """Take what has arrived, up to :data:`MESSAGES_AT_ONCE` messages; return how many it was."""
-        for taken in range(MESSAGES_AT_ONCE):
+        """Take what has arrived, until it was :data:`MESSAGES_AT_ONCE` messages or more; return how many it was."""
+        taken = 0
+        while taken < MESSAGES_AT_ONCE:
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return taken
-            self._one(frames)
-        return MESSAGES_AT_ONCE
+                break
+            taken += self._received(frames)
+        return taken
 
-    def _one(self, frames: Sequence[zmq.Frame]) -> None:
+    def _received(self, frames: Sequence[zmq.Frame]) -> int:
+        """Take what a peer sent as one, which can be several messages; return how many."""
         started = time.perf_counter()
         route = frames[0].bytes
         if len(frames) > MAX_TENSORS + 2:
             self._offended("frames", route, frames[-1])
-            return
-        size = sum(len(frame) for frame in frames)
-        if not self._of_peer.admit(route, size, started):
+            return 1
+        if not self._of_peer.admit(route, sum(len(frame) for frame in frames), started):
             self._offended("session_rate", route, frames[-1])
-            return
+            return 1
         try:
-            message = decode([frame.buffer for frame in frames[1:]])
+            messages = unbundle([frame.buffer for frame in frames[1:]])
+        except WireError as error:
+            _log.debug("unreadable bundle: %s", error)
+            self._offended(error.reason, route, frames[-1])
+            return 1
+        for parts in messages:
+            self._one(route, parts, frames[-1], started)
+            started = time.perf_counter()
+        return max(1, len(messages))
+
+    def _one(self, route: bytes, parts: Sequence[Frame], frame: zmq.Frame, started: float) -> None:
+        try:
+            message = decode(parts)
         except WireError as error:
             _log.debug("unreadable message: %s", error)
-            self._offended(error.reason, route, frames[-1])
+            self._offended(error.reason, route, frame)
             return
-        reason = self._forbidden(message, size, frames[-1], started)
+        reason = self._forbidden(message, sum(memoryview(part).nbytes for part in parts), frame, started)
         if reason:
-            self._offended(reason, route, frames[-1])
+            self._offended(reason, route, frame)
             return
         self.send(self._take(route, message))
         self._count(message.kind, time.perf_counter() - started)

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 import msgpack
 
-from .messages import Frame, WireError
+from .messages import MAX_TENSORS, Frame, WireError
 
 MAX_BUNDLED: Final = 64
 MAX_INDEX_BYTES: Final = 256 * 1024
@@ -59,7 +59,10 @@ def unbundle(frames: Sequence[Frame]) -> list[Sequence[Frame]]:
         if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], bytes)):
             raise WireError("header_format", "an entry of a bundle is [header, [[offset, bytes], ...]]")
         message: list[Frame] = [entry[0]]
-        for place in entry[1] if isinstance(entry[1], list) else [None]:
+        places = entry[1] if isinstance(entry[1], list) else [None]
+        if len(places) > MAX_TENSORS:
+            raise WireError("frames", f"{len(places)} buffers in a message of a bundle, at most {MAX_TENSORS}")
+        for place in places:
             if not (isinstance(place, list) and len(place) == 2 and all(type(number) is int for number in place)):
                 raise WireError("header_format", "a place in a bundle is [offset, bytes]")
             at, size = place

@@ -13,7 +13,7 @@ import zmq
 from torch import Tensor, nn
 
 import vqwatch
-from vqwatch.wire import MUST_ARRIVE, Ack, Stop, Welcome, decode, encode
+from vqwatch.wire import MUST_ARRIVE, Ack, Stop, Welcome, decode, encode, unbundle
 
 DTYPES = {
     "bool": "?",
@@ -54,10 +54,11 @@ class Peer:
         self.lost = 0
 
     def take(self, milliseconds: int = 0, at_most: int = 1 << 30) -> Peer:
-        """Take what has come, waiting for each next message at most so long."""
+        """Take what has come, waiting for each next message at most so long; a bundle counts as one."""
         while at_most and self.socket.poll(milliseconds):
             identity, *frames = self.socket.recv_multipart()
-            self._receive(identity, decode(frames))
+            for parts in unbundle(frames):
+                self._receive(identity, decode(parts))
             at_most -= 1
         return self
 

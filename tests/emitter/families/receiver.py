@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -47,11 +48,13 @@ class Receiver:
         while True:
             ready = dict(poller.poll())
             if self._socket in ready:
-                self._take(*self._socket.recv_multipart())
+                peer, *frames = self._socket.recv_multipart()
+                for parts in wire.unbundle(frames):
+                    self._take(peer, parts)
             elif self._ends in ready:
                 return
 
-    def _take(self, peer: bytes, *frames: bytes) -> None:
+    def _take(self, peer: bytes, frames: Sequence[wire.Frame]) -> None:
         message = wire.decode(frames)
         self.messages.append(message)
         if message.kind not in wire.MUST_ARRIVE:
