@@ -1,4 +1,4 @@
-"""What the fuzzers begin with: every message kind as an emitter sends it, the shipped rules, and the API's paths."""
+"""What the fuzzers begin with: every message kind as an emitter sends it, bundles, the shipped rules, and the API's paths."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tests.messages import Trainer, layers, tensor
+from tests.messages import Trainer, bundled, layers, tensor
 
 from vqwatch.wire import Ack, Evaluation, Message, Stop, Welcome, encode
 from vqwatch_rules import default_pack
@@ -44,8 +44,10 @@ def messages() -> Iterator[Message]:
 
 
 def wire() -> list[bytes]:
-    """Return the seeds of the wire."""
-    return [join(encode(message)) for message in messages()]
+    """Return the seeds of the wire: each message, two in a bundle, and all in one."""
+    every = list(messages())
+    step, codes = every[1:3]
+    return [*(join(encode(message)) for message in every), join(bundled([step, codes])), join(bundled(every, 1))]
 
 
 def rules() -> list[bytes]:

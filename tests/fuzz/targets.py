@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from tests.daemon.web.fakes import FakeDaemon, run_view, scrape
 from tests.fuzz.seeds import split
 
-from vqwatch.wire import WireError, decode, encode
+from vqwatch.wire import WireError, decode, encode, unbundle
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.web import create_app
 from vqwatch_rules import RuleError, load
@@ -26,13 +26,23 @@ _HEADER = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 
 
 def wire(data: bytes) -> None:
-    """Decode frames: a message, or WireError. What was decoded can be encoded and says the same then."""
+    """Take frames apart and decode them: messages, or WireError.
+
+    What was taken is not more than what came, and what was decoded can be encoded and says the same then.
+    """
+    frames = split(data)
     try:
-        message = decode(split(data))
+        messages = unbundle(frames)
     except WireError:
         return
-    again = decode(encode(message))
-    assert repr(again) == repr(message) or "nan" in repr(message)
+    assert sum(memoryview(part).nbytes for parts in messages for part in parts) <= sum(map(len, frames))
+    for parts in messages:
+        try:
+            message = decode([bytes(part) for part in parts])
+        except WireError:
+            continue
+        again = decode(encode(message))
+        assert repr(again) == repr(message) or "nan" in repr(message)
 
 
 def rules() -> Target:
