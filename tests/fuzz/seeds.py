@@ -1,4 +1,4 @@
-"""What the fuzzers begin with: every message kind as an emitter sends it, bundles, the shipped rules, and the API's paths."""
+"""What the fuzzers begin with: each message kind as an emitter sends it, bundles, the shipped rules, the API's paths."""
 
 from __future__ import annotations
 
