@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--tensors", action=argparse.BooleanOptionalAction, default=True)
     chosen = parser.parse_args()
 
+    began = time.perf_counter()
     watch = vqwatch.attach(run="tiny", rank=chosen.rank, world_size=chosen.ranks, budget=math.inf)
+    attaching = time.perf_counter() - began
     noise = np.random.default_rng(0)
     weights = np.zeros(64)
     while chosen.start is not None and not chosen.start.exists():
@@ -96,8 +98,10 @@ def main() -> None:
                 "p99": float(np.quantile(seconds, 0.99)),
                 "longest": max(seconds),
                 "grown_kb": memory[-1] - memory[0],
+                "attaching": attaching,
                 "closing": closing,
                 "dropped": watch.dropped,
+                "acknowledged": watch._link.backlog.first - 1 if hasattr(watch, "_link") else 0,
                 "sent": dict(watch._link.sent) if hasattr(watch, "_link") else {},
             }
         ),
