@@ -30,6 +30,7 @@ from vqwatch_daemon.curve import Gate, Insecure, Pair, prove, secure
 from vqwatch_daemon.keys import Keys
 from vqwatch_daemon.limits import Offences, Rates
 from vqwatch_daemon.peers import ReceiverError, disconnect, guard
+from vqwatch_daemon.versions import too_old
 
 __all__ = ["Receiver", "ReceiverError"]
 
@@ -58,7 +59,8 @@ class Receiver:
     allowed. With ``keys`` every peer must have one of them, on every endpoint. A session may send
     ``session_bytes_per_second``, a run ``run_bytes_per_second``; beyond that, messages are rejected. A peer that is
     rejected again and again is disconnected; :attr:`cut_off` counts that.
-    Raises :class:`ReceiverError` when an endpoint is refused, in use or not reachable, or keys do not keep others out.
+    Raises :class:`ReceiverError` when an endpoint is refused, in use or not reachable, keys do not keep others out, or
+    a library has known vulnerabilities.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class Receiver:
         session_bytes_per_second: float = SESSION_BYTES_PER_SECOND,
         run_bytes_per_second: float = RUN_BYTES_PER_SECOND,
     ) -> None:
+        if problem := too_old():
+            raise ReceiverError(problem)
         self._take, self._count, self._reject = take, count, reject
         self._keys = keys
         self._of_peer = Rates(session_bytes_per_second)
