@@ -242,7 +242,6 @@ def _cases() -> Iterator[Case]:
     yield Case("VqSinkFailing", "warning", {failures: 3.0}, {unwritten: 10.0}, 20, where={"sink": "wandb"})
     unwritten_by = {"sink": "wandb", "reason": "full"}
     yield Case("VqSinkDropping", "warning", {unwritten: 10.0}, {failures: 3.0}, 20, where=unwritten_by)
-    yield Case("VqDaemonDown", "critical", {("build_info", ("0.1.0", "3.11")): None}, {}, 70, 0)
 
 
 CASES = tuple(_cases())
