@@ -54,9 +54,10 @@ fuzz: $(STAMPS)/dev
 	$(BIN)/python -m tests.fuzz.run rules -max_total_time=300
 	$(BIN)/python -m tests.fuzz.run http -max_total_time=300
 
-# Four ranks train while their daemon is killed a hundred times.
+# Four ranks train while their daemon is killed a hundred times; then eight send the standard load for an hour.
 soak: $(STAMPS)/dev
 	$(BIN)/python -m tests.end_to_end.chaos --kills 100 --ranks 4
+	$(BIN)/python -m tests.end_to_end.soak --minutes 60 --ranks 8
 
 clean:
 	rm -rf $(VENV) $(STAMPS) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from tests.servers import Alertmanager, Prometheus, Webhook, require_server
+
+settings.register_profile("patient", deadline=None)  # how fast a shared machine is today is no property of the code
+settings.load_profile("patient")
 
 
 @pytest.fixture

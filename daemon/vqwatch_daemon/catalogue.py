@@ -369,7 +369,7 @@ _EMA = (
         "ema",
         "ratio",
         _LAYER,
-        "Share of the revived codes that were in use when next looked at.",
+        "Share of the revived codes that were assigned anything 50 to 100 steps later, and not revived again before.",
     ),
     Metric(
         "ema_unreplaced_ratio",
@@ -401,7 +401,7 @@ _EMA = (
         "ema",
         "dimensions",
         _LAYER,
-        "Dimensions that the codes in use span: exp of the entropy of the singular values.",
+        "Dimensions that the codes in use span: exp of the entropy of the singular values. At every 4th snapshot.",
     ),
     Metric(
         "codebook_near_duplicate_ratio",
@@ -493,6 +493,13 @@ _RECONSTRUCTION = (
         (),
         "Cosine between the frame-to-frame distances of input and output, over pairs of valid frames.",
         f"{_PROPOSAL}, 3.1",
+    ),
+    Metric(
+        "reconstruction_temporal_correlation",
+        "reconstruction",
+        "correlation",
+        (),
+        "Pearson correlation of the same distances: 0 where frames lost their order, which leaves the cosine high.",
     ),
     Metric(
         "reconstruction_spectral_distance_db",

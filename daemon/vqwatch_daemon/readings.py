@@ -7,7 +7,7 @@ context). A reading without evidence is absent; a non-finite one is there only w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeAlias
 
 Labels: TypeAlias = tuple[str, ...]
@@ -24,12 +24,15 @@ def one(value: float) -> Series:
     return {} if math.isnan(value) else {(): float(value)}
 
 
-def known(labels: Iterable[Labels], values: Iterable[float]) -> Series:
+def known(labels: Iterable[Labels], values: Collection[float]) -> Series:
     """Pair labels with values and leave out the nan ones: unknown is absent.
 
     >>> known([("0",), ("1",)], [0.5, float("nan")])
     {('0',): 0.5}
     """
+    total = sum(values)
+    if total == total:  # then none of them is nan
+        return dict(zip(labels, values, strict=True))
     return {label: value for label, value in zip(labels, values, strict=True) if value == value}
 
 

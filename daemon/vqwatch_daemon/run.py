@@ -106,7 +106,7 @@ class Run:
         if not self.ranks.step(message):
             raise Refused("step_backwards", f"rank {message.origin.rank} reported step {message.step} or later before")
         self._delay = now - message.time_ns / 1e9
-        return self.training.add(message, self.ranks.live, now)
+        return self.training.add(message, self.ranks.awaited, now)
 
     def _rewind_for(self, message: Any) -> None:
         """Go back when a new session of a rank starts at an earlier step: training resumed from a checkpoint."""
@@ -117,7 +117,7 @@ class Run:
         self.snapshots.rewind()
 
     def _codes(self, message: Codes, now: float) -> list[tuple[int, Readings]]:
-        updates = self.use.add(message, self.ranks.live, now)
+        updates = self.use.add(message, self.ranks.awaited, now)
         return [self._settled(step, readings) for step, readings in updates]
 
     def _settled(self, step: int, readings: Readings) -> tuple[int, Readings]:
@@ -144,17 +144,22 @@ class Run:
 
     def _goodbye(self, message: Goodbye, now: float) -> list[tuple[int, Readings]]:
         self.ranks.goodbye(message, now)
-        return []
+        return self._complete()
+
+    def _complete(self) -> list[tuple[int, Readings]]:
+        """Read the steps for which nobody is awaited any more."""
+        awaited = self.ranks.awaited
+        return [*self.training.settle(awaited), *(self._settled(*item) for item in self.use.settle(awaited))]
 
     def tick(self, now: float) -> list[Update]:
         """Return what time alone changes: silence, lag, standstill, and steps that waited long enough."""
-        overdue: list[tuple[int, Readings]] = []
+        presence = self.ranks.readings(now)
+        overdue = self._complete()
         if self.ranks.returning and now - self._away_until < RETURN_SECONDS:
             self._returned_at = now
-        if now - self._returned_at >= CATCH_UP_SECONDS:
+        if now - self._returned_at >= CATCH_UP_SECONDS and not self.ranks.joining(now):
             overdue += self.training.overdue(now, PATIENCE_SECONDS)
             overdue += [self._settled(*item) for item in self.use.overdue(now, PATIENCE_SECONDS)]
-        presence = self.ranks.readings(now)
         presence["message_delay_seconds"] = one(self._delay)
         if self.names.dropped:
             presence["series_dropped_total"] = {(label,): float(n) for label, n in self.names.dropped.items()}
@@ -173,7 +178,7 @@ class Run:
 
     def absent(self, now: float, seconds: float) -> None:
         """Note that no daemon was there for ``seconds`` until ``now``: what nobody heard is not silence."""
-        self.ranks.absent(seconds)
+        self.ranks.absent(now, seconds, RETURN_SECONDS)
         self._away_until = self._returned_at = now
 
     def state(self) -> dict[str, Any]:

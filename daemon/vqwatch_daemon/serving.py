@@ -9,7 +9,7 @@ import signal
 import sys
 from types import FrameType
 
-from vqwatch_daemon import settings
+from vqwatch_daemon import heap, settings
 from vqwatch_daemon.app import Daemon
 from vqwatch_daemon.keeper import StateError
 from vqwatch_daemon.keys import KeysError
@@ -43,5 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    heap.settle()
     daemon.run()
     return 0

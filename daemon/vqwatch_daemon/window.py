@@ -1,7 +1,8 @@
 """The last N batches of code usage, as counts that add up over ranks. Pure state: no clock, no socket.
 
 One slot for each training step, whichever ranks contributed to it; the oldest step leaves when a new one needs its
-slot. Memory: N x layers x codes x 4 bytes, plus layers x codes x 8 bytes for the running total.
+slot. Memory: N x layers x codes x 4 bytes, plus layers x codes x 8 bytes for the running total, and per step and layer
+three numbers beside the counts.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class UsageWindow:
 
     def __init__(self, length: int, layers: int, codes: int) -> None:
         self._slots = np.zeros((length, layers, codes), np.int32)
-        self._repeats = np.zeros((length, 2, layers), np.int64)
-        self._repeated: NDArray[np.int64] = np.zeros((2, layers), np.int64)
+        self._facts = np.zeros((length, 3, layers), np.int64)  # equal neighbours, neighbours, assignments
+        self._sums: NDArray[np.int64] = np.zeros((3, layers), np.int64)
         self._at = np.full(length, _EMPTY, np.int64)
         self._slot_of: dict[int, int] = {}
         self._free = list(range(length - 1, -1, -1))
@@ -38,7 +39,7 @@ class UsageWindow:
     @property
     def nbytes(self) -> int:
         """Bytes that this window takes, whatever it holds."""
-        return self._slots.nbytes + self.counts.nbytes + self._repeats.nbytes + self._at.nbytes
+        return self._slots.nbytes + self.counts.nbytes + self._facts.nbytes + self._at.nbytes
 
     def steps(self) -> list[int]:
         """Return the steps in the window, oldest first."""
@@ -47,7 +48,7 @@ class UsageWindow:
     @property
     def repeats(self) -> Repeats:
         """How sticky the streams in the window were, per layer ``[layers]``."""
-        return Repeats(self._repeated[0], self._repeated[1])
+        return Repeats(self._sums[0], self._sums[1])
 
     def add(self, step: int, rows: Any, counts: NDArray[Any], repeats: Repeats) -> bool:
         """Add one rank's counts ``[rows, codes]`` of one step; ``rows`` names the layers.
@@ -61,9 +62,9 @@ class UsageWindow:
                 return False
         width = counts.shape[1]
         self._slots[slot, rows, :width] += counts.astype(np.int32, copy=False)
-        for index, value in enumerate(repeats):
-            self._repeats[slot, index, rows] += value
-            self._repeated[index, rows] += value
+        facts = np.array((*repeats, counts.sum(axis=1)))
+        self._facts[slot][:, rows] += facts
+        self._sums[:, rows] += facts
         self.counts[rows, :width] += counts
         return True
 
@@ -83,8 +84,8 @@ class UsageWindow:
         slot = self._slot_of.pop(step)
         self.counts -= self._slots[slot]
         self._slots[slot] = 0
-        self._repeated -= self._repeats[slot]
-        self._repeats[slot] = 0
+        self._sums -= self._facts[slot]
+        self._facts[slot] = 0
         self._at[slot] = _EMPTY
         return slot
 
@@ -98,6 +99,11 @@ class UsageWindow:
         slot = self._slot_of.get(step)
         return None if slot is None else self._slots[slot]
 
+    def samples_of_step(self, step: int) -> NDArray[np.int64] | None:
+        """Return the assignments ``[layers]`` of one step over all ranks, None if it is not in the window."""
+        slot = self._slot_of.get(step)
+        return None if slot is None else self._facts[slot, 2]
+
     def between(self, after: int, until: int) -> NDArray[np.int32] | None:
         """Return counts ``[steps, layers, codes]`` of every step in (after, until]; None if one is missing."""
         slots = [self._slot_of.get(step, _EMPTY) for step in range(after + 1, until + 1)]
@@ -109,7 +115,7 @@ class UsageWindow:
     def state(self) -> dict[str, NDArray[Any]]:
         """Return the steps held and their counts as arrays, oldest first."""
         order = [self._slot_of[step] for step in self.steps()]
-        return {"steps": self._at[order], "counts": self._slots[order], "repeats": self._repeats[order]}
+        return {"steps": self._at[order], "counts": self._slots[order], "repeats": self._facts[order, :2]}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
         """Take up what :meth:`state` returned, as far as it fits."""

@@ -66,6 +66,8 @@ def take(value: Any, what: str) -> Host | torch.Tensor:
         return _take_tensor(value, what)
     if isinstance(value, np.ndarray):
         return _host(value, what)
+    if value is None:
+        raise Refused("absent", f"{what} is not there, or not all of it on this rank")
     dlpack_device = getattr(value, "__dlpack_device__", None)
     if dlpack_device is None:
         return _host(np.asarray(value), what)

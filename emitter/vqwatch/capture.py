@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from . import schedule
 from .arrays import Host, Refused, gather
+from .complaints import Complaints
 from .link import ZERO_COPY_BYTES
 from .wire import ITEM_BYTES, Tensor
 
 if TYPE_CHECKING:
     import torch
 
-    from .staging import Slot, Staging
+    from .collect import Entry
+    from .staging import Staging
 
 Key = tuple[str, ...]
 
@@ -84,15 +88,50 @@ class Capture:
             return False
         return bool(torch.cuda.is_current_stream_capturing())
 
-    def enqueue(
-        self, scalars: Sequence[torch.Tensor], items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any
-    ) -> Slot:
-        """Begin to copy device numbers and arrays; the slot tells when they have arrived. Raises :class:`Refused`.
+    def stage(self, entry: Entry, complaints: Complaints, later: bool) -> None:
+        """Begin the copies of what is on a device, and take what is on the host. What cannot be had is counted.
 
-        ``plan`` is something hashable that says which items these are, of which dtypes they come, and how many numbers.
+        ``later`` says that other steps will be sent before this one.
         """
-        if self._staging is None:
-            from .staging import Staging
+        waiting: list[tuple[Item, list[Any]]] = []
+        staged: list[tuple[Item, list[Any]]] = []
+        at = 0
+        for item in entry.items:
+            (waiting if item.on_host else staged).append((item, entry.sources[at : at + item.count]))
+            at += item.count
+        if staged or entry.scalars.tensors:
+            for chosen in (staged, [pair for pair in staged if pair[0].kind not in schedule.LARGE]):
+                items = [item for item, _ in chosen]
+                sources = [source for _, several in chosen for source in several]
+                if self._enqueue(entry, items, sources, complaints) or len(chosen) == len(items) == 0:
+                    break
+        for item, sources in waiting:
+            started = time.monotonic()
+            entry.tensors[item.key] = of_host(item, sources, later or entry.slot is not None)
+            entry.costs[item.kind] = entry.costs.get(item.kind, 0.0) + time.monotonic() - started
 
-            self._staging = Staging((scalars[0] if scalars else sources[0]).device, self._staging_bytes)
-        return self._staging.take(scalars, items, sources, plan)
+    def _enqueue(self, entry: Entry, items: list[Item], sources: list[Any], complaints: Complaints) -> bool:
+        """Begin the copies; return whether they are under way. What is not is counted."""
+        started = time.monotonic()
+        numbers = entry.scalars.tensors
+        plan = entry.plan or (
+            *[tensor.dtype for tensor in numbers],
+            *[(item.key, item.shape, item.dtype, item.rows) for item in items],
+            *[source.dtype for source in sources],
+        )
+        try:
+            if self._staging is None:
+                from .staging import Staging
+
+                self._staging = Staging((numbers[0] if numbers else sources[0]).device, self._staging_bytes)
+            entry.slot = self._staging.take(numbers, items, sources, plan)
+        except Refused as error:
+            large = {item.kind for item in items if item.kind in schedule.LARGE}
+            for kind in large or {item.kind for item in items} | {schedule.SCALARS}:
+                complaints.refused(kind, error)
+            return not large
+        seconds = time.monotonic() - started
+        costly = {item.kind for item in items}
+        for kind in costly:
+            entry.costs[kind] = entry.costs.get(kind, 0.0) + seconds / (1 + len(costly))
+        return True

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from vqwatch import families, wire
-from vqwatch.families import Adapter, register
+from vqwatch import families, sharded, wire
+from vqwatch.families import Adapter, bare, register, without_wrappers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,26 +49,40 @@ class QuantizerLayer:
     info: wire.Layer
     module: nn.Module
     adapter: Adapter
+    sharded: bool = False
 
-    def read(self) -> dict[str, Tensor]:
+    def read(self, wanted: Sequence[str] = ("codebook", "cluster_size", "embedding_sum")) -> dict[str, Tensor | None]:
         """Return the live tensors by field: "codebook" [H, K, D], "cluster_size" [H, K], "embedding_sum" [H, K, D].
 
         Read them at once: the next training step changes or replaces them. The statistics are there for a codebook
-        that is moved by averages only, nothing is there for an implicit one, and what is sharded over ranks is
-        left out.
+        that is moved by averages only, and nothing is there for an implicit one. None stands for what is sharded over
+        ranks, or was not when the layer was found.
         """
-        if self.info.kind == "implicit":
+        kind = self.info.kind
+        if kind == "implicit":
             return {}
+        if self.sharded and kind != "ema":
+            return {"codebook": None}
         found = self.adapter.tensors(self.module)
-        fields = ("codebook", "cluster_size", "embedding_sum") if self.info.kind == "ema" else ("codebook",)
-        tensors: dict[str, Tensor] = {}
-        for field in fields:
+        tensors: dict[str, Tensor | None] = {}
+        for field in wanted:
+            if field != "codebook" and kind != "ema":
+                continue
             value = found.get(field)
-            if value is None or hasattr(value, "to_local"):
+            if value is None:
+                continue
+            if not self._is_whole(field, value):
+                tensors[field] = None
                 continue
             value = value.detach()
             tensors[field] = value if value.dim() == (2 if field == "cluster_size" else 3) else value[None]
         return tensors
+
+    def _is_whole(self, field: str, value: Tensor) -> bool:
+        """Return whether a tensor is what the layer was found with, and not a shard or a view of freed memory."""
+        if field == "codebook" and (self.sharded or value.dim() < 2):
+            return False
+        return not hasattr(value, "to_local") and (value.is_meta or value.untyped_storage().nbytes() > 0)
 
 
 class Quantizers:
@@ -115,15 +129,27 @@ class Site:
 def find(model: nn.Module | None, extra: Sequence[Adapter] = ()) -> Quantizers:
     """Return the quantizers in a model: those that an adapter of ``extra``, ``register`` or the table matches.
 
-    The model may be wrapped (DistributedDataParallel, torch.compile); paths are those within the unwrapped model.
+    The model and modules in it may be wrapped (DistributedDataParallel, FullyShardedDataParallel, torch.compile,
+    activation checkpointing); paths are those without the wrappers.
     """
     if model is None:
         return Quantizers((), (), ())
     known = (*extra, *families.adapters())
+    with sharded.whole(model) as in_pieces:
+        found = _find(bare(model), known, in_pieces)
+    apart = ", ".join(layer.info.name for layer in found.layers if layer.sharded)
+    if apart:
+        _log.warning(
+            "vqwatch: the codebooks of layers %s are sharded over ranks and left out; their codes are watched", apart
+        )
+    return found
+
+
+def _find(model: nn.Module, known: Sequence[Adapter], in_pieces: frozenset[int]) -> Quantizers:
     layers: list[QuantizerLayer] = []
     sites: list[Site] = []
     inside: set[int] = set()  # ids of modules that belong to a layer
-    for place in _places(_unwrapped(model)):
+    for place in _places(model):
         if id(place.module) in inside:
             continue
         adapter = next((adapter for adapter in known if _matches(adapter, place.module)), None)
@@ -134,13 +160,13 @@ def find(model: nn.Module | None, extra: Sequence[Adapter] = ()) -> Quantizers:
         paths = [f"{place.paths[0]}.{i}" for i in range(len(members))] if adapter.members else place.paths
         names = []
         for path, member in zip(paths, members, strict=True):
-            layer = _layer(str(len(layers)), path, member, adapter)
+            layer = _layer(str(len(layers)), path, member, adapter, in_pieces)
             if layer is not None:
                 layers.append(layer)
                 names.append(layer.info.name)
         if len(names) == len(members):
             sites.append(Site(place.module, adapter, tuple(names), place.owner, place.index))
-    return Quantizers(layers, _unknown(_unwrapped(model), inside), sites)
+    return Quantizers(layers, _unknown(model, inside), sites)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +188,7 @@ def _below(parent: nn.Module, prefix: str, above: nn.Module | None, seen: set[in
     places: dict[int, tuple[nn.Module, list[str], int]] = {}
     for index, (name, module) in enumerate(parent._modules.items()):
         if module is not None:
+            module = bare(module)
             places.setdefault(id(module), (module, [], index))[1].append(f"{prefix}{name}")
     for key, (module, paths, index) in places.items():
         if key not in seen:
@@ -174,17 +201,6 @@ def _is_list(module: nn.Module) -> bool:
     return type(module).__name__ in ("ModuleList", "ModuleDict", "Sequential")
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model below torch.compile's and DistributedDataParallel's wrappers."""
-    while True:
-        inner = model._modules.get("_orig_mod")
-        if inner is None and len(model._modules) == 1 and type(model).__name__.endswith("DataParallel"):
-            inner = model._modules.get("module")
-        if inner is None:
-            return model
-        model = inner
-
-
 def _matches(adapter: Adapter, module: nn.Module) -> bool:
     try:
         return bool(adapter.matches(module))
@@ -193,7 +209,9 @@ def _matches(adapter: Adapter, module: nn.Module) -> bool:
         return False
 
 
-def _layer(name: str, path: str, module: nn.Module, adapter: Adapter) -> QuantizerLayer | None:
+def _layer(
+    name: str, path: str, module: nn.Module, adapter: Adapter, in_pieces: frozenset[int]
+) -> QuantizerLayer | None:
     """Return the layer, or None (and a warning) where its tensors are not what the adapter expects."""
     try:
         codebook = adapter.tensors(module).get("codebook")
@@ -202,7 +220,8 @@ def _layer(name: str, path: str, module: nn.Module, adapter: Adapter) -> Quantiz
         kind = adapter.kind if isinstance(adapter.kind, str) else adapter.kind(module)
         settings = adapter.settings(module) if adapter.settings else families.Settings()
         info = wire.Layer(name, kind, codebook.shape[-2], codebook.shape[-1], adapter.family, path, *settings)
-        return QuantizerLayer(info, module, adapter)
+        apart = codebook.is_meta and any(id(part) in in_pieces for part in module.modules())
+        return QuantizerLayer(info, module, adapter, apart)
     except Exception:
         _log.warning("vqwatch: %s looks like %s but cannot be read", path, adapter.family, exc_info=True)
         return None
@@ -217,7 +236,7 @@ def _unknown(model: nn.Module, inside: set[int]) -> list[str]:
     }
     ids = {id(module) for module in candidates.values()}
     return [
-        path or type(module).__name__
+        without_wrappers(path) or type(module).__name__
         for path, module in candidates.items()
         if not any(id(part) in ids for part in module.modules() if part is not module)
     ]

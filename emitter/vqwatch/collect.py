@@ -42,10 +42,14 @@ class Entry:
     """What one call of ``step`` has to tell, on its way from the tensors to the socket."""
 
     __slots__ = (
+        "alone",
         "costs",
         "items",
         "modules",
+        "number_at",
         "outgoing",
+        "part",
+        "plan",
         "rows",
         "scalars",
         "slot",
@@ -66,6 +70,9 @@ class Entry:
         self.tensors: dict[Key, Tensor] = {}
         self.modules: list[str] = []
         self.slot: Slot | None = None
+        self.part = self.number_at = 0  # where in the slot
+        self.plan: Any = None  # tells where its arrays lie, if somebody knows; see Slot.copy
+        self.alone = False  # arrays only, of a step that is sent on its own
         self.costs: dict[str, float] = {}
 
     def take(self, key: Key, kind: str, sources: Sequence[Any], shape: tuple[int, ...], dtype: str) -> None:
@@ -82,8 +89,9 @@ class Entry:
         """Turn what has arrived into numbers: device scalars, energies, gradient norms."""
         scalars = self.scalars
         if self.slot is not None:
-            scalars.resolve(self.slot.scalars())
-            self.tensors.update(self.slot.tensors)
+            scalars.resolve(self.slot.numbers(self.number_at, len(scalars.names)))
+            if self.outgoing or self.items:
+                self.tensors.update(self.slot.tensors(self.part))
         norms = self.tensors.get(GRADIENT_KEY)
         if norms is not None:
             modules = by_module(np.frombuffer(norms.data, np.float32).tolist(), self.modules)
@@ -95,6 +103,17 @@ class Entry:
         """Return the mean squared norm of what each layer left over; what entered the first is under ""."""
         norms = self.scalars.group(ENERGY)
         return {layer: norm * norm / self.rows[layer] for layer, norm in norms.items() if layer in self.rows}
+
+
+class _Snapshot:
+    """How codebooks that looked like this were taken: it identifies the plan of their copies."""
+
+    __slots__ = ("items", "looks", "outgoing")
+
+    def __init__(self, looks: list[Any], items: list[Item], outgoing: list[tuple[str, Build]]) -> None:
+        self.looks = looks
+        self.items = items
+        self.outgoing = outgoing
 
 
 class Collector:
@@ -127,6 +146,7 @@ class Collector:
         self.tapped: list[tuple[str, torch.Tensor]] = []
         self.norms: dict[str, tuple[Any, int]] = {}
         self._latents: dict[str, Any] = {}
+        self._snapshots: dict[tuple[str, ...], _Snapshot] = {}
         self._turn = 0
         self.wants_codes = True
 
@@ -178,9 +198,9 @@ class Collector:
 
     def collect(
         self, entry: Entry, due: frozenset[str], *, losses: Any, codes: Any, original: Any, reconstructed: Any,
-        mask: Any, grad_norm: Any, lr: Any,
-    ) -> list[tuple[str, torch.Tensor]]:  # fmt: skip
-        """Fill the entry with what is due; return what hooks told of codes."""
+        mask: Any, grad_norm: Any, lr: Any, kept: bool = False,
+    ) -> None:  # fmt: skip
+        """Fill the entry with what is due. ``kept`` tells of a step of which not everything was kept."""
         tapped, self.tapped = self.tapped, []
         self.wants_codes = codes is None
         rates = self._try("lr", learning_rates, self._optimizer, lr) or {}
@@ -201,17 +221,16 @@ class Collector:
             )  # fmt: skip
         elif not mask_fits and checked_mask is not None and original is not None:
             mask_fits = _fitting(checked_mask, tuple(getattr(original, "shape", ()))[:-1]) is not None
-        if checked_mask is not None and not mask_fits:
+        if checked_mask is not None and not mask_fits and not kept:
             detail = f"mask {list(checked_mask.shape)} fits neither the codes nor the original"
             self._complaints.refused("mask", Refused("shape", detail))
         if self._layers and schedule.CODEBOOKS in due:
             self._timed(entry, schedule.CODEBOOKS, self._take_codebooks, entry, ("codebook", "cluster_size"))
-        elif self._layers and schedule.CLUSTERS in due and self._leads:
-            self._timed(entry, schedule.CLUSTERS, self._take_codebooks, entry, ("cluster_size",))
+        elif schedule.CLUSTERS in due:
+            self.take_clusters(entry)
         self._latents = {}
         if self._gradients is not None and schedule.GRADIENTS in due:
             self._timed(entry, schedule.GRADIENTS, self._take_gradients, entry)
-        return tapped
 
     def _try(self, kind: str, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -301,12 +320,12 @@ class Collector:
             tensors["reconstruction", "reconstructed"], tensors.get(("reconstruction", "mask")),
         )  # fmt: skip
 
-    def _take_codebooks(self, entry: Entry, fields: Sequence[str]) -> None:
+    def _take_codebooks(self, entry: Entry, fields: tuple[str, ...]) -> None:
         """Take the fields of every layer; ranks other than 0 send only sketches, by which they can be compared."""
-        keys: list[Key] = []
+        found: list[tuple[str, str, Any]] = []
         for layer in self._layers:
             name = layer.info.name
-            tensors: dict[str, Any] = {field: value for field, value in layer.read().items() if field in fields}
+            tensors: dict[str, Any] = layer.read(fields)
             book = tensors.get("codebook")
             if not self._leads:
                 tensors = {}
@@ -314,15 +333,56 @@ class Collector:
                 tensors["sketch"] = self._sketcher.sketch(book)
             if name in self._latents and book is not None:
                 tensors["latents"] = self._latents[name]
-            for field, value in tensors.items():
-                taken = self._try(schedule.CODEBOOKS, take, value, f"{field} of layer {name}")
-                if taken is None:
-                    continue
-                kind = schedule.CLUSTERS if field == "cluster_size" else schedule.CODEBOOKS
-                keys.append(("codebooks", name, field))
-                entry.take(keys[-1], kind, [taken], tuple(taken.shape), wire_dtype(taken))
+            found.extend([(name, field, value) for field, value in tensors.items()])
+        looks = [
+            (name, field, None if value is None else (value.shape, value.dtype, value.device))
+            for name, field, value in found
+        ]
+        known = self._snapshots.get(fields)
+        if known is not None and known.looks == looks and not entry.items:
+            entry.items, entry.outgoing, entry.plan = known.items, known.outgoing, known
+            entry.sources = [value.detach() for _, _, value in found]
+            return
+        before = len(entry.items)
+        keys: list[Key] = []
+        for name, field, value in found:
+            taken = self._try(schedule.CODEBOOKS, take, value, f"{field} of layer {name}")
+            if taken is None:
+                continue
+            kind = schedule.CLUSTERS if field == "cluster_size" else schedule.CODEBOOKS
+            keys.append(("codebooks", name, field))
+            entry.take(keys[-1], kind, [taken], tuple(taken.shape), wire_dtype(taken))
         if keys:
             entry.outgoing.append(("codebooks", partial(self._codebooks_message, keys)))
+        if before == 0 and len(keys) == len(found) and not any(item.on_host for item in entry.items):
+            self._snapshots[fields] = _Snapshot(looks, list(entry.items), list(entry.outgoing))
+
+    def take_beside(self, entry: Entry, due: frozenset[str], original: Any, reconstructed: Any, mask: Any) -> None:
+        """Take what is due of a step whose numbers and codes are kept: a sample, codebooks."""
+        if schedule.RECONSTRUCTION in due and original is not None and reconstructed is not None:
+            checked = self._try("mask", take, mask, "mask") if mask is not None else None
+            self._timed(
+                entry, schedule.RECONSTRUCTION, self._take_reconstruction, entry, original, reconstructed, checked
+            )
+        if self._layers and schedule.CODEBOOKS in due:
+            self._timed(entry, schedule.CODEBOOKS, self._take_codebooks, entry, ("codebook", "cluster_size"))
+        self._latents = {}
+
+    def gradient_parts(self, whole: bool) -> int:
+        """Return in how many steps the gradient norms of all modules are taken."""
+        if self._gradients is None:
+            return 0
+        return 1 if whole else self._gradients.parts
+
+    def gradient_norms(self, part: int | None) -> tuple[torch.Tensor, list[str]] | None:
+        """Return the norms of one part's gradients, or of all, and the module of each; None where there are none."""
+        found = self._try(schedule.GRADIENTS, self._gradients.norms, part) if self._gradients is not None else None
+        return None if found is None or not found[0].is_cuda else found
+
+    def take_clusters(self, entry: Entry) -> None:
+        """Take the cluster sizes as they are now."""
+        if self._layers and self._leads:
+            self._timed(entry, schedule.CLUSTERS, self._take_codebooks, entry, ("cluster_size",))
 
     def _codebooks_message(self, keys: list[Key], entry: Entry, seq: int) -> Message:
         there = {(key[1], key[2]): entry.tensors[key] for key in keys if key in entry.tensors}
@@ -333,10 +393,13 @@ class Collector:
     def _take_gradients(self, entry: Entry) -> None:
         assert self._gradients is not None
         found = self._gradients.norms()
-        if found is None:
-            return
-        taken = take(found[0], "gradient norms")
-        entry.modules = found[1]
+        if found is not None:
+            self.add_gradients(entry, *found)
+
+    def add_gradients(self, entry: Entry, norms: torch.Tensor, modules: list[str]) -> None:
+        """Let a step tell these gradient norms, of these modules."""
+        taken = take(norms, "gradient norms")
+        entry.modules = modules
         entry.take(GRADIENT_KEY, schedule.GRADIENTS, [taken], tuple(taken.shape), "f32")
 
 

@@ -6,7 +6,6 @@ Each :meth:`Emitter.step` takes what is due and sends what has arrived on the ho
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import logging
 import os
@@ -17,7 +16,6 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -28,30 +26,30 @@ import zmq
 from . import schedule as kinds
 from .arrays import Refused
 from .backlog import Backlog
-from .capture import Capture, Item, of_host
+from .capture import Capture
 from .collect import Collector, Entry
 from .complaints import Complaints
 from .evaluation import EvaluationPass
 from .link import Link
-from .scalars import LOSS, MODULE, NORM, RATE
+from .outbox import MOST_PENDING, Outbox
 from .schedule import DEFAULT_EVERY, Schedule
 from .settings import Settings, SettingsError, resolve
-from .wire import Frame, Goodbye, Hello, Origin, Step, encode
+from .wire import Frame, Goodbye, Hello, Origin, encode
 
 if TYPE_CHECKING:
     import torch
 
-    from .routine import Routines
-    from .staging import Staging
+    from .held import Held
+    from .ordinary import Ordinary
 
 _log = logging.getLogger("vqwatch")
 
 SEND_SECONDS: Final = 0.06
-SEND_PENDING: Final = 8
-"""Steps on a device are sent several at a time, this often or so many: what is warm in the caches costs a third."""
+"""How often a training on a device listens to the daemon at least."""
 
-MOST_PENDING: Final = 256
-"""Steps whose copies may be under way at once."""
+SEND_AT_ONCE: Final = 2
+MANY_PENDING: Final = 4
+"""What has arrived is sent a little in each call, so that none takes long; where more than this waits, all of it."""
 
 
 def attach(
@@ -138,7 +136,7 @@ class Emitter:
         self._pid = os.getpid()
         self._on = False
         self._paused = 0
-        self._routines: Routines | None = None
+        self._ordinary: Ordinary | None = None
         if settings is None:
             return
         self._settings = settings
@@ -156,12 +154,10 @@ class Emitter:
         )
         self._capture = Capture(settings.staging_bytes)
         self._optimizer = optimizer
-        self._pending: deque[Any] = deque()
         self._turned = 0.0
         self._staged = False
-        self._steps = 0
+        self._steps = self._look_at = 0
         self._own_seconds = self._in_kinds = self._accounted = 0.0
-        self._last_step = 0
         self._link = Link(
             settings.endpoint,
             self._origin.session,
@@ -171,6 +167,7 @@ class Emitter:
             backlog=Backlog(settings.backlog_messages, settings.backlog_bytes),
             send_bytes=settings.send_bytes,
         )
+        self._outbox = Outbox(self._origin, self._link, plan, self.complaints)
         if self._quantizers is not None:
             self._quantizers.install(self._collector)
         self._link.introduce(self._hello(), time.monotonic())
@@ -232,30 +229,63 @@ class Emitter:
         Arrays may be torch tensors, numpy arrays or anything with ``__dlpack__``. What does not fit is left out,
         logged once and counted; the rest is sent.
         """
-        if self._routines is None or lr is not None or not self._ordinary(step, losses, codes, mask, grad_norm):
+        if (
+            self._ordinary is None
+            or lr is not None
+            or not self._keep(step, losses, codes, original, reconstructed, mask, grad_norm)
+        ):
             self._step(step, losses, codes, original, reconstructed, mask, grad_norm, lr)
 
-    def _ordinary(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any) -> bool:
-        """Take the step by routine if it is an ordinary one; return whether it was."""
+    def _keep(
+        self, step: int, losses: Any, codes: Any, original: Any, reconstructed: Any, mask: Any, grad_norm: Any
+    ) -> bool:
+        """Keep the step if it can be an ordinary one, and do what is due for those kept; return whether it was kept."""
         if not self._on or self._paused or self._pid != os.getpid() or not self._lock.acquire(blocking=False):
             return False
         try:
-            routines = self._routines
-            if routines is None or not self._link.writable or not routines.take(step, losses, codes, mask, grad_norm):
+            ordinary, plan = self._ordinary, self._plan
+            now = time.monotonic()
+            if ordinary is None or not self._link.writable:
+                return False
+            before = max(ordinary.keeper.last, plan.last)
+            if not ordinary.keep(step, losses, codes, mask, grad_norm, now):
                 return False
             self._steps += 1
             self._staged = True
-            if step + 1 >= self._plan.next_special:
-                self._expect()
-            now = time.monotonic()
-            if now - self._turned >= SEND_SECONDS or len(self._pending) >= SEND_PENDING:
-                self._serve(now)
+            if step >= plan.next_special:
+                self._take_beside(plan.beside(step, before), original, reconstructed, mask)
+            elif ordinary.more_gradients:
+                ordinary.take_gradients(due=False)
+            if step + 1 >= self._look_at:
+                self._expect(step)
+            if ordinary.due(now):
+                ordinary.copy()
+                if ordinary.keeper.most > 1 and len(self._outbox) < MANY_PENDING:
+                    return True  # another step's call will send, so that none takes long
+            if now - self._turned >= SEND_SECONDS or self._outbox.arrived:
+                self._serve(now, SEND_AT_ONCE if len(self._outbox) < MANY_PENDING else MOST_PENDING)
         except Exception as error:
-            self._routines = None
+            self._ordinary = None
             self.complaints.failed("step", error)
         finally:
             self._lock.release()
         return True
+
+    def _take_beside(self, due: frozenset[str], original: Any, reconstructed: Any, mask: Any) -> None:
+        """Take what is due beside the numbers and codes of the step kept last."""
+        ordinary = self._ordinary
+        assert ordinary is not None
+        started = time.monotonic()
+        ordinary.take_gradients(due=kinds.GRADIENTS in due)
+        for kind in sorted(due - {kinds.GRADIENTS}):
+            entry = Entry(ordinary.keeper.last)
+            entry.alone = True
+            self._collector.take_beside(entry, frozenset({kind}), original, reconstructed, mask)
+            self._in_kinds += sum(entry.costs.values())
+            self._capture.stage(entry, self.complaints, later=True)
+            entry.sources = []
+            ordinary.beside(entry)
+        self._own_seconds += time.monotonic() - started
 
     @_guarded
     def _step(
@@ -274,52 +304,102 @@ class Emitter:
         step = int(step)
         if step < 0:
             raise Refused("step", f"step {step} is negative")
-        if not self._staged or started - self._turned >= SEND_SECONDS:
+        self._copy_held()
+        if not self._staged or started - self._turned >= 4 * SEND_SECONDS:
             self._turn(started)
-        entry = Entry(step)
         due = self._plan.due(step)
         if not self._link.writable:
             due = self._without_peer(due)
-        tapped = self._collector.collect(
+        entry = Entry(step)
+        self._take(
             entry, due, losses=losses, codes=codes, original=original, reconstructed=reconstructed, mask=mask,
             grad_norm=grad_norm, lr=lr,
         )  # fmt: skip
-        self._in_kinds += sum(entry.costs.values())
-        self._stage(entry, due <= kinds.ORDINARY and lr is None, kinds.CODES in due, codes, tapped, mask)
+        if entry.slot is not None and self._ordinary is None:
+            self._ordinary = self._begin_ordinary()
         self._steps += 1
-        self._expect()
+        self._expect(step)
         self._own_seconds += time.monotonic() - started
         self._staged = entry.slot is not None
-        if not self._staged or len(self._pending) >= SEND_PENDING:
+        if not self._staged or len(self._outbox) >= MANY_PENDING:
             self._serve(started)
 
-    def _expect(self) -> None:
-        """Tell the hooks what the next step will want."""
-        self._collector.expect(self._plan.expects(kinds.ENERGIES), self._plan.expects(kinds.CODEBOOKS))
+    def _take(self, entry: Entry, due: frozenset[str], **given: Any) -> None:
+        """Take what is due of one step the general way."""
+        self._collector.collect(entry, due, **given)
+        self._in_kinds += sum(entry.costs.values())
+        self._capture.stage(entry, self.complaints, len(self._outbox) > 0)
+        self._outbox.add(entry)
 
-    def _turn(self, now: float) -> None:
+    def _take_held(self, held: Held) -> None:
+        """Take a step that was kept and is not like one before; learn how, for the next that is like it."""
+        started = time.monotonic()
+        collector, ordinary = self._collector, self._ordinary
+        of_now = collector.tapped, collector.norms, collector.wants_codes
+        collector.tapped, collector.norms = list(held.tapped), dict(held.norms)
+        try:
+            due = self._plan.due(held.step) & kinds.ORDINARY
+            entry = Entry(held.step)
+            entry.time_ns = held.time_ns
+            if held.gradients is not None:
+                self._collector.add_gradients(entry, *held.gradients)
+            self._take(
+                entry, due, losses=dict(zip(held.names, held.values, strict=True)), codes=held.codes, original=None,
+                reconstructed=None, mask=held.mask, grad_norm=held.norm, lr=held.rates, kept=True,
+            )  # fmt: skip
+            if entry.slot is not None and ordinary is not None:
+                ordinary.learn(entry, held, kinds.CODES in due and len(held.arrays()) > (held.mask is not None))
+        finally:
+            collector.tapped, collector.norms, collector.wants_codes = of_now
+        self._own_seconds += time.monotonic() - started
+
+    def _begin_ordinary(self) -> Ordinary | None:
+        from .ordinary import Ordinary
+
+        groups = getattr(self._optimizer, "param_groups", [])
+        staging = self._capture.staging
+        if staging is None or any("name" in group for group in groups):
+            return None
+        dropped = self.complaints.dropped
+        return Ordinary(self._plan, staging, self._collector, self._outbox, groups, dropped, self._take_held)
+
+    def _expect(self, step: int) -> None:
+        """Tell the hooks what the step after this one will want."""
+        plan = self._plan
+        energies = plan.is_due(kinds.ENERGIES, step + 1, step)
+        self._collector.expect(energies, plan.is_due(kinds.CODEBOOKS, step + 1, step))
+        self._look_at = step + 1 if energies else min(plan.next_special, plan.next_after(kinds.ENERGIES, step + 1))
+
+    def _copy_held(self) -> None:
+        """Begin the copies of ordinary steps that are kept, so that steps stay in order."""
+        if self._ordinary is not None:
+            self._ordinary.copy()
+
+    def _turn(self, now: float, at_most: int = MOST_PENDING) -> None:
         """Listen to the daemon, and send what has arrived from the device."""
         started = time.monotonic()
         self._turned = now
         self._link.turn(now)
-        self._send_arrived(now)
+        self._in_kinds += self._outbox.send(now, at_most)
         self._own_seconds += time.monotonic() - started
 
-    def _serve(self, now: float) -> None:
+    def _serve(self, now: float, at_most: int = MOST_PENDING) -> None:
         """Do for several steps what need not be done in each: send, listen, account."""
         if self._staged:
-            self._turn(now)
+            self._turn(now, at_most)
         else:
             started = time.monotonic()
-            self._send_arrived(now)
+            self._in_kinds += self._outbox.send(now)
             self._own_seconds += time.monotonic() - started
         own = self._own_seconds + self._collector.tap_seconds
-        if self._routines is not None:
-            own += self._routines.own_seconds
-            self._routines.own_seconds = 0.0
-        if self._accounted:
+        if self._ordinary is not None:
+            own += self._ordinary.own_seconds
+            self._ordinary.own_seconds = 0.0
+        if self._accounted and self._steps:
             steps = self._steps
             self._plan.observe(own / steps, self._in_kinds / steps, (now - self._accounted) / steps, steps)
+            if self._ordinary is not None:
+                self._ordinary.pace()
         self._accounted = now
         self._own_seconds = self._in_kinds = self._collector.tap_seconds = 0.0
         self._steps = 0
@@ -329,116 +409,6 @@ class Emitter:
         for kind in due - {kinds.SCALARS, kinds.ENERGIES}:
             self.complaints.dropped[f"{kind}:{reason}"] += 1
         return due & {kinds.SCALARS, kinds.ENERGIES}
-
-    def _stage(self, entry: Entry, ordinary: bool, with_codes: bool, codes: Any, tapped: Any, mask: Any) -> None:
-        """Begin the copies of what is on a device, and take what is on the host."""
-        self._stage_each(entry)
-        if ordinary and entry.slot is not None and self._capture.staging is not None:
-            self._learn(self._capture.staging, entry, with_codes, codes, tapped, mask)
-        entry.sources = []
-        entry.scalars.tensors = []
-        if len(self._pending) >= MOST_PENDING:
-            self.complaints.dropped["step:pending"] += 1
-            return
-        self._pending.append(entry)
-
-    def _learn(self, staging: Staging, entry: Entry, with_codes: bool, codes: Any, tapped: Any, mask: Any) -> None:
-        if self._routines is None:
-            from .routine import Routines
-
-            groups = getattr(self._optimizer, "param_groups", [])
-            if any("name" in group for group in groups):
-                return
-            self._routines = Routines(self._plan, staging, self._collector, self._pending, groups)
-        self._routines.learn(entry, with_codes, codes, tapped, mask)
-
-    def _stage_each(self, entry: Entry) -> None:
-        waiting: list[tuple[Item, list[Any]]] = []
-        staged: list[tuple[Item, list[Any]]] = []
-        at = 0
-        for item in entry.items:
-            (waiting if item.on_host else staged).append((item, entry.sources[at : at + item.count]))
-            at += item.count
-        if staged or entry.scalars.tensors:
-            for chosen in (staged, [pair for pair in staged if pair[0].kind not in kinds.LARGE]):
-                items = [item for item, _ in chosen]
-                sources = [source for _, several in chosen for source in several]
-                plan = (
-                    len(entry.scalars.tensors),
-                    *[tensor.dtype for tensor in entry.scalars.tensors],
-                    *[(item.key, item.shape, item.dtype, item.rows) for item in items],
-                    *[source.dtype for source in sources],
-                )
-                if self._enqueue(entry, items, sources, plan) or len(chosen) == len(items) == 0:
-                    break
-        later = entry.slot is not None or bool(self._pending)
-        for item, sources in waiting:
-            started = time.monotonic()
-            entry.tensors[item.key] = of_host(item, sources, later)
-            entry.costs[item.kind] = entry.costs.get(item.kind, 0.0) + time.monotonic() - started
-
-    def _enqueue(self, entry: Entry, items: list[Item], sources: list[Any], plan: Any) -> bool:
-        """Begin the copies; return whether they are under way. What is not is counted."""
-        started = time.monotonic()
-        try:
-            entry.slot = self._capture.enqueue(entry.scalars.tensors, items, sources, plan)
-        except Refused as error:
-            large = {item.kind for item in items if item.kind in kinds.LARGE}
-            for kind in large or {item.kind for item in items} | {kinds.SCALARS}:
-                self.complaints.refused(kind, error)
-            return not large
-        seconds = time.monotonic() - started
-        costly = {item.kind for item in items}
-        for kind in costly:
-            entry.costs[kind] = entry.costs.get(kind, 0.0) + seconds / (1 + len(costly))
-        return True
-
-    def _send_arrived(self, now: float) -> None:
-        """Send, in order, every step whose copies have arrived."""
-        pending = self._pending
-        while pending and pending[0].arrived:
-            first = pending.popleft()
-            entry = first if isinstance(first, Entry) else Entry(first.step)
-            if entry is not first:
-                first.fill(entry)
-            entry.resolve()
-            self._link.must_arrive("step", self._step_message(entry), now)
-            self._in_kinds += self._send_tensors(entry)
-            self._plan.spent(entry.costs)
-            self._last_step = entry.step
-
-    def _send_tensors(self, entry: Entry) -> float:
-        total = 0.0
-        trackers: list[zmq.MessageTracker] = []
-        for kind, build in entry.outgoing:
-            started = time.monotonic()
-            with contextlib.suppress(KeyError):  # one of its arrays was left out, and counted
-                trackers += self._link.best_effort(kind, functools.partial(build, entry)) or ()
-            seconds = time.monotonic() - started
-            entry.costs[kind] = entry.costs.get(kind, 0.0) + seconds
-            total += seconds
-        if entry.slot is not None:
-            entry.slot.release(trackers)
-        return total
-
-    def _step_message(self, entry: Entry) -> Callable[[int, int], list[Frame]]:
-        known = entry.scalars.known
-        nothing: dict[str, float] = {}
-        losses, norms, rates = known.get(LOSS, nothing), known.get(NORM, nothing), known.get(RATE, nothing)
-        modules = known.get(MODULE, nothing)
-        energies = entry.energies() if entry.rows else {}
-        input_energy = energies.pop("", None)
-        origin, plan, dropped = self._origin, self._plan, self.complaints.dropped
-
-        def make(seq: int, first: int) -> list[Frame]:
-            return encode(
-                Step(
-                    origin, seq, first, entry.time_ns, entry.step, losses, norms.get(""), modules, rates, input_energy,
-                    energies, None, dropped, plan.every, plan.overhead,
-                )
-            )  # fmt: skip
-
-        return make
 
     def evaluation(self, step: int, name: str = "validation", wait: float = 5.0) -> EvaluationPass:
         """Return a validation pass: ``with watch.evaluation(step) as ev: ev.update(original=…, …)`` for each batch.
@@ -450,8 +420,9 @@ class Emitter:
 
     @_guarded
     def _evaluate(self, call: Callable[..., None], *arguments: Any) -> None:
+        self._copy_held()
         self._link.turn(time.monotonic())
-        self._send_arrived(time.monotonic())
+        self._outbox.send(time.monotonic())
         call(*arguments)
 
     @property
@@ -498,7 +469,8 @@ class Emitter:
     @_guarded
     def _flush(self, timeout: float, done: list[bool]) -> None:
         deadline = time.monotonic() + timeout
-        self._send_arrived(time.monotonic())
+        self._copy_held()
+        self._outbox.wait(time.monotonic, deadline)
         done.append(self._link.wait(time.monotonic, deadline))
 
     @_guarded
@@ -512,13 +484,14 @@ class Emitter:
         try:
             if self._quantizers is not None:
                 self._quantizers.remove()
-            self._send_arrived(now)
+            self._copy_held()
+            self._outbox.wait(time.monotonic, now + timeout)
             sent = dict(self._link.sent)
             time_ns = time.time_ns()
             self._link.must_arrive(
                 "goodbye",
                 lambda seq, first: encode(
-                    Goodbye(self._origin, seq, first, time_ns, self._last_step, reason[:512], sent)
+                    Goodbye(self._origin, seq, first, time_ns, self._outbox.last_step, reason[:512], sent)
                 ),
                 now,
             )
@@ -529,7 +502,12 @@ class Emitter:
     def pause(self) -> Pause:
         """Do nothing until :meth:`Pause.resume`, or inside ``with watch.pause():``, such as while capturing a graph."""
         self._paused += 1
+        self._settle()
         return Pause(self)
+
+    @_guarded
+    def _settle(self) -> None:
+        self._copy_held()
 
     def __enter__(self) -> Emitter:
         return self

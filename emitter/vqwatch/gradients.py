@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 MOST_MODULES: Final = 32
+PART_PARAMETERS: Final = 32
 SKETCH_SIZE: Final = 64
 _SEED: Final = 0x76717763
 
@@ -39,29 +40,46 @@ def _plain(name: str) -> str:
 
 
 class Gradients:
-    """The parameters of a model and the modules that they are reported under."""
+    """The parameters of a model and the modules that they are reported under.
+
+    A norm costs the host some microseconds for each parameter, so that those of a large model are taken a part at a
+    time: :attr:`parts` parts, each of whole modules.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._parameters = [parameter for _, parameter in named]
-        self._names = module_names([name for name, _ in named])
+        names = module_names([name for name, _ in named])
+        by_name: dict[str, list[torch.nn.Parameter]] = {}
+        for name, (_, parameter) in zip(names, named, strict=True):
+            by_name.setdefault(name, []).append(parameter)
+        self._parts: list[list[tuple[str, torch.nn.Parameter]]] = []
+        for name, parameters in by_name.items():
+            if not self._parts or len(self._parts[-1]) + len(parameters) > PART_PARAMETERS:
+                self._parts.append([])
+            self._parts[-1].extend((name, parameter) for parameter in parameters)
 
-    def norms(self) -> tuple[torch.Tensor, list[str]] | None:
+    @property
+    def parts(self) -> int:
+        """Return how many parts there are."""
+        return len(self._parts)
+
+    def norms(self, part: int | None = None) -> tuple[torch.Tensor, list[str]] | None:
         """Return the norm of each parameter's gradient, float32 ``[n]`` on its device, and each one's module.
 
-        None where there are no gradients. Raises :class:`Refused` where they are sharded over ranks: a shard's norm is
-        not the gradient's.
+        Of one part, or of all where it is None. None where there are no gradients. Raises :class:`Refused` where they
+        are sharded over ranks: a shard's norm is not the gradient's.
         """
         import torch
 
         gradients: list[torch.Tensor] = []
         names: list[str] = []
-        for parameter, name in zip(self._parameters, self._names, strict=True):
-            gradient = parameter.grad
-            if gradient is None or gradient.layout is not torch.strided:
-                continue
-            gradients.append(gradient)
-            names.append(name)
+        for parameters in self._parts if part is None else [self._parts[part]]:
+            for name, parameter in parameters:
+                gradient = parameter.grad
+                if gradient is None or gradient.layout is not torch.strided:
+                    continue
+                gradients.append(gradient)
+                names.append(name)
         if not gradients:
             return None
         if any(hasattr(gradient, "to_local") for gradient in gradients):

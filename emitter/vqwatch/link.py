@@ -11,14 +11,26 @@ from __future__ import annotations
 import ctypes
 import os
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import zmq
 
 from .backlog import Backlog, Encode
 from .settings import Keys
-from .wire import Ack, Frame, Message, Stop, Welcome, WireError, decode, encode
+from .wire import (
+    Ack,
+    Bundled,
+    Frame,
+    Message,
+    Stop,
+    Welcome,
+    WireError,
+    bundle,
+    decode,
+    encode,
+    encode_header,
+)
 
 SEND_MESSAGES: Final = 64
 """Messages that libzmq may hold for us; what it holds in bytes is bounded by `send_bytes`."""
@@ -26,7 +38,10 @@ SEND_MESSAGES: Final = 64
 ZERO_COPY_BYTES: Final = 256 * 1024
 """Buffers from this size are handed to libzmq without a copy, which costs a wake-up of pyzmq's collector thread."""
 
-PATIENCE_SECONDS: Final = 1.0
+PATIENCE_SECONDS: Final = 2.5
+"""How long the oldest message waits for its acknowledgement before it is sent again. The daemon acknowledges steps once
+a second where they are few, so less than two of its turns would send again what arrived."""
+
 LONGEST_PATIENCE_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 0.25
 """How long after its start a link that never heard of a daemon may still hope for one when it is closed."""
@@ -93,6 +108,7 @@ class Link:
         self.sent: Counter[str] = Counter()
         self.session = session
         self._introduction: Encode | None = None
+        self._introduced = False  # and not answered yet
         self._send_bytes = send_bytes
         self._in_flight: list[tuple[zmq.MessageTracker, int]] = []
         self._copied: deque[int] = deque([0] * (SEND_MESSAGES + 8))
@@ -166,6 +182,52 @@ class Link:
         self.sent[kind] += 1
         return trackers
 
+    def together(
+        self,
+        messages: Sequence[Encode],
+        arrays: Sequence[tuple[str, Callable[[int], Message]]],
+        data: memoryview,
+        place: Callable[[Frame], int],
+        now: float,
+    ) -> list[zmq.MessageTracker]:
+        """Send must-arrive ``messages`` of one kind, "step", and ``arrays`` as one where that can be, else one by one.
+
+        The buffers of ``arrays`` lie in ``data``, in order, each at the offset that ``place`` tells. What cannot be
+        sent is kept or counted as :meth:`must_arrive` and :meth:`best_effort` do.
+        """
+        in_order = self.backlog.sent_all and self._writable
+        pushed_out = sum(self.backlog.add(message) for message in messages)
+        if pushed_out:
+            self.dropped["step:backlog"] += pushed_out
+        if in_order and not pushed_out and self._held_bytes() + data.nbytes <= self._send_bytes:
+            bundled: list[Bundled] = []
+            first = self.backlog.following - len(messages)
+            while (held := self.backlog.upcoming()) is not None:
+                bundled.append((held.frames[0], ()))
+                self.backlog.sent()
+            numbers = self.sent.copy()
+            for kind, make in arrays:
+                numbers[kind] += 1
+                header, tensors = encode_header(make(numbers[kind]))
+                places = [(place(tensor.data), memoryview(tensor.data).nbytes) for tensor in tensors]
+                bundled.append((header, places))
+            frames = bundle(bundled, data if arrays else None)
+            size = data.nbytes if arrays and data.nbytes >= ZERO_COPY_BYTES else 0
+            if frames is not None:
+                copied = sum(memoryview(frame).nbytes for frame in frames) - size
+                trackers = self._send(frames, copied, size)
+                if trackers is not None:
+                    if first == self.backlog.first:
+                        self._waiting_since = now
+                    self.sent = numbers
+                    return trackers
+            self.backlog.rewind(first)
+        self._send_backlog(now, at_most=2 * len(messages))
+        trackers = []
+        for kind, make in arrays:
+            trackers += self.best_effort(kind, make) or ()
+        return trackers
+
     def _held_bytes(self) -> int:
         """Return the most that libzmq can be holding: the last copied messages, and buffers it has not let go."""
         if self._in_flight:
@@ -208,6 +270,7 @@ class Link:
                 return
             if held.seq == self.backlog.first:
                 self._waiting_since = now
+            self._introduced |= held.seq == 1
             self.backlog.sent()
             at_most -= 1
 
@@ -275,10 +338,13 @@ class Link:
         self._waiting_since = now
         self._patience = PATIENCE_SECONDS
         if message.next > 0:
-            self.backlog.rewind(message.next)
+            # The answer to an introduction asks for nothing: what follows it is on its way behind it.
+            if not self._introduced:
+                self.backlog.rewind(message.next)
+            self._introduced = False
             return
         if self._introduction is not None and self.backlog.first > 1:  # acknowledged by an earlier daemon
-            self._send(self._introduction(1, self.backlog.first), 1024, 0)
+            self._introduced = self._send(self._introduction(1, self.backlog.first), 1024, 0) is not None
         self.backlog.rewind(0)
 
     # --- ending ---------------------------------------------------------------------------------------------------
@@ -288,6 +354,7 @@ class Link:
 
         Does not wait for a daemon that was never there.
         """
+        self._waiting_since = clock()
         while True:
             now = clock()
             self._patience = min(self._patience, 0.25)

@@ -30,8 +30,14 @@ of steps.
 
 EVERYTHING: Final[Mapping[str, int]] = MappingProxyType(dict.fromkeys(DEFAULT_EVERY, 1))
 
-ORDINARY: Final = frozenset({SCALARS, CODES})
-"""Kinds that the ordinary step has."""
+ORDINARY: Final = frozenset({SCALARS, CODES, ENERGIES})
+"""Kinds that an ordinary step has, or may have."""
+
+RIDING: Final = frozenset({CLUSTERS})
+"""Kinds that ordinary steps on a device take along when they are copied, at the last of the steps copied together."""
+
+BESIDE: Final = frozenset({CODEBOOKS, RECONSTRUCTION, GRADIENTS})
+"""Kinds that are taken at their step, beside what is ordinary in it."""
 
 LARGE: Final = frozenset({CODEBOOKS, RECONSTRUCTION})
 """Kinds whose arrays are large and seldom taken."""
@@ -41,6 +47,11 @@ MOST_STRETCH: Final = 64
 MOST_CODES_STRETCH: Final = 16
 """Steps that may lie between two captures of codes where they were wanted at every step."""
 
+MOST_TOGETHER: Final = 8
+LEAST_TOGETHER: Final = 5
+TOGETHER_SECONDS: Final = 0.075
+SLOW_STEP_SECONDS: Final = 0.1
+
 LEAST_SHARE: Final = 0.25
 # The large ones at different steps, each at a step at which small ones are due anyway.
 _OFFSETS: Final = {RECONSTRUCTION: 20, GRADIENTS: 30}
@@ -48,6 +59,19 @@ _REVIEW_STEPS: Final = 16
 _WARM_UP_STEPS: Final = 32
 _SMOOTHING: Final = 0.2
 _RELAX_BELOW: Final = 0.6
+
+
+def steps_together(step_seconds: float) -> int:
+    """Return how many steps' tensors may be copied in one go: fewer calls into CUDA, for readings a little later.
+
+    As many as fit into :data:`TOGETHER_SECONDS`, and a few in any loop whose readings are not late by it for a person.
+
+    >>> [steps_together(seconds) for seconds in (0.0, 0.001, 0.016, 0.025, 0.09, 1.0)]
+    [1, 8, 5, 5, 5, 1]
+    """
+    if not 0.0 < step_seconds < SLOW_STEP_SECONDS:
+        return 1
+    return max(LEAST_TOGETHER, min(MOST_TOGETHER, int(TOGETHER_SECONDS / step_seconds) + 1))
 
 
 def stretch(
@@ -85,7 +109,8 @@ class Schedule:
 
     Cadences are counted on the step number, so that ranks capture at the same steps, also while they stretch.
 
-    ``last`` is the latest step, and before ``next_special`` nothing is due but numbers and codes.
+    ``last`` is the latest step, and before ``next_special`` nothing :data:`BESIDE` what is ordinary is due.
+    ``step_seconds`` is the time from step to step, 0 before it is known.
 
     >>> schedule = Schedule({"codes": 1, "codebooks": 10}, budget=1.0)
     >>> [sorted(schedule.due(step)) for step in (0, 1, 12)]
@@ -106,7 +131,7 @@ class Schedule:
         self._codes_every = 0
         self._costs: dict[str, float] = {}
         self._fixed = 0.0
-        self._step_seconds = 0.0
+        self.step_seconds = 0.0
         self._observed = 0
         self.overhead: float | None = None
 
@@ -126,21 +151,26 @@ class Schedule:
         every = self._codes_every
         return every == 1 or (every > 0 and step // every != self.last // every)
 
-    def expects(self, kind: str) -> bool:
-        """Return whether ``kind`` will be due if the next step's number is one more than the latest."""
-        if self.last < 0:
-            return kind in self.every
-        return kind in self.every and self._is_due(kind, self.last + 1, self.last)
+    def beside(self, step: int, last: int) -> frozenset[str]:
+        """Return the :data:`BESIDE` kinds to capture at ``step`` if ``last`` was the step before, and look ahead."""
+        found = frozenset([kind for kind in self.every if kind in BESIDE and self.is_due(kind, step, last)])
+        self._look_ahead(step)
+        return found
+
+    def is_due(self, kind: str, step: int, last: int) -> bool:
+        """Return whether ``kind`` is to be captured at ``step`` if ``last`` was the step before."""
+        return kind in self.every and (last < 0 or self._is_due(kind, step, last))
+
+    def next_after(self, kind: str, step: int) -> int:
+        """Return the first step after ``step`` at which ``kind`` is due, if every step comes."""
+        every, offset = self.every.get(kind, 0), _OFFSETS.get(kind, 0)
+        return ((step - offset) // every + 1) * every + offset if every else step + (1 << 62)
 
     def _look_ahead(self, step: int) -> None:
         """Work out the next step at which more is due than numbers and codes."""
         self._codes_every = self.every.get(CODES, 0)
         self.next_special = min(
-            [
-                ((step - _OFFSETS.get(kind, 0)) // every + 1) * every + _OFFSETS.get(kind, 0)
-                for kind, every in self.every.items()
-                if kind not in ORDINARY
-            ],
+            [self.next_after(kind, step) for kind in self.every if kind in BESIDE],
             default=step + (1 << 62),
         )
 
@@ -165,7 +195,7 @@ class Schedule:
         if before < 2 or step_seconds <= 0.0:
             return
         self._fixed = _smooth(self._fixed, max(0.0, own_seconds - of_kinds_seconds))
-        self._step_seconds = _smooth(self._step_seconds, step_seconds)
+        self.step_seconds = _smooth(self.step_seconds, step_seconds)
         ratio = own_seconds / step_seconds
         self.overhead = (
             ratio if self.overhead is None else self.overhead + min(1.0, 0.05 * steps) * (ratio - self.overhead)
@@ -174,8 +204,8 @@ class Schedule:
             self._review()
 
     def _review(self) -> None:
-        needed = stretch(self._base, self._costs, self._fixed, self._step_seconds, self._budget)
-        relaxed = stretch(self._base, self._costs, self._fixed, self._step_seconds, _RELAX_BELOW * self._budget)
+        needed = stretch(self._base, self._costs, self._fixed, self.step_seconds, self._budget)
+        relaxed = stretch(self._base, self._costs, self._fixed, self.step_seconds, _RELAX_BELOW * self._budget)
         for kind, base in self._base.items():
             now = self.every[kind] // base
             # Tighten at once; let go only where there is room to spare, so that a cadence does not swing.

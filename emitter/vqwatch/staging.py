@@ -1,8 +1,8 @@
 """Copies CUDA tensors to the host without waiting. Imports torch.
 
-A slot holds one step: its numbers as float32, then its arrays. All is copied on the current stream, narrowed on the
-way, because the next in-place update would race with a later read; an event tells when it has arrived, and a slot is
-used again only after that, and after libzmq let go of it.
+A slot holds one step, or a few that are copied together: the numbers as float32, then the arrays. All is copied on the
+trainer's stream, narrowed on the way, because the next in-place update would race with a later read; an event tells
+when it has arrived, and a slot is used again only after that, and after libzmq let go of it.
 
 Small slots are pinned host memory that the device writes to directly: no second copy and no second stream, which cost
 host time. Large ones, for codebooks and reconstructions, are staged in device memory first, and a side stream takes
@@ -12,8 +12,9 @@ power of two when a step does not fit, and never shrink.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 import zmq
@@ -23,11 +24,8 @@ from .arrays import Refused
 from .capture import Item, Key
 from .wire import Tensor
 
-if TYPE_CHECKING:
-    from .routine import Routine
-
 MOST_SCALARS: Final = 512
-SMALL_SLOTS: Final = 16
+SMALL_SLOTS: Final = 12
 LARGE_SLOTS: Final = 3
 
 _ALIGNMENT: Final = 256
@@ -38,6 +36,7 @@ _TORCH_DTYPES: Final = {
     "f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64,
 }  # fmt: skip
 
+_NOTHING: Final = contextlib.nullcontext()
 _make_event: Callable[[], Any] = torch.cuda.Event
 _make_stream: Callable[..., Any] = torch.cuda.Stream
 _foreach_copy: Callable[..., Any] = torch._foreach_copy_
@@ -46,26 +45,37 @@ _record: Callable[..., Any] = getattr(torch._C._CudaEventBase, "record", torch.c
 
 
 class _Layout:
-    """Where the arrays of one kind of step lie in one slot: views to copy into, and host memory to send."""
+    """Where the numbers and arrays of some steps lie in one slot: views to copy into, and host memory to send."""
 
-    __slots__ = ("device", "groups", "host", "tensors")
+    __slots__ = ("data", "device", "groups", "host", "places", "tensors")
 
     def __init__(
-        self, slot: Slot, scalars: Sequence[torch.Tensor], items: Sequence[Item], sources: Sequence[torch.Tensor]
+        self,
+        slot: Slot,
+        numbers: Sequence[torch.Tensor],
+        parts: Sequence[Sequence[Item]],
+        sources: Sequence[torch.Tensor],
     ) -> None:
-        views = slot.scalar_views[: len(scalars)]
-        self.tensors: dict[Key, Tensor] = {}
-        at = 4 * MOST_SCALARS
-        for item in items:
-            view = slot.device[at : at + item.nbytes].view(_TORCH_DTYPES[item.dtype]).view(item.shape)
-            views.extend(view.unbind(0) if item.rows else [view])
-            self.tensors[item.key] = Tensor(item.dtype, item.shape, slot.memory[at : at + item.nbytes])
-            at += _aligned(item.nbytes)
+        views = slot.scalar_views[: len(numbers)]
+        self.tensors: list[dict[Key, Tensor]] = []
+        self.places: dict[int, int] = {}
+        at = start = 4 * MOST_SCALARS
+        for items in parts:
+            tensors: dict[Key, Tensor] = {}
+            for item in items:
+                view = slot.device[at : at + item.nbytes].view(_TORCH_DTYPES[item.dtype]).view(item.shape)
+                views.extend(view.unbind(0) if item.rows else [view])
+                data = slot.memory[at : at + item.nbytes]
+                tensors[item.key] = Tensor(item.dtype, item.shape, data)
+                self.places[id(data)] = at - start
+                at += aligned(item.nbytes)
+            self.tensors.append(tensors)
         self.device = slot.device[:at]
         self.host = slot.host[:at]
+        self.data = slot.memory[start:at]
         # One call for each pair of dtypes: few launches cost less than fast ones.
         groups: dict[Any, tuple[list[torch.Tensor], list[int]]] = {}
-        for index, (view, source) in enumerate(zip(views, [*scalars, *sources], strict=True)):
+        for index, (view, source) in enumerate(zip(views, [*numbers, *sources], strict=True)):
             into, of = groups.setdefault((source.dtype, view.dtype), ([], []))
             into.append(view)
             of.append(index)
@@ -73,27 +83,26 @@ class _Layout:
 
 
 class Slot:
-    """Memory for one step, and the events that tell where it is on its way.
+    """Memory for the steps copied together, and the events that tell where it is on its way.
 
-    ``mapped`` says that the device writes to the host's memory.
+    ``users`` counts the steps in it that are not sent yet. ``mapped`` says that the device writes to the host's memory.
     """
 
     def __init__(self, staging: Staging, mapped: bool) -> None:
         self._staging = staging
         self.mapped = mapped
         self.capacity = 0
+        self.users = 0
         self._filled = _make_event()
         self._arrived = _make_event()
-        self._in_use = False
         self._trackers: list[zmq.MessageTracker] = []
         self._layouts: dict[Any, _Layout] = {}
         self._layout: _Layout
-        self._scalar_count = 0
 
     @property
     def free(self) -> bool:
         """Return whether nothing under way refers to this slot's memory."""
-        if self._in_use:
+        if self.users:
             return False
         if self._trackers:
             self._trackers = [tracker for tracker in self._trackers if not tracker.done]
@@ -108,36 +117,29 @@ class Slot:
             else:
                 self.device = torch.empty(capacity, dtype=torch.uint8, device=device)
             self.scalar_views = list(self.device[: 4 * MOST_SCALARS].view(torch.float32).unbind(0))
-            self._scalars = self.host[: 4 * MOST_SCALARS].view(torch.float32).numpy()
+            self._numbers = self.host[: 4 * MOST_SCALARS].view(torch.float32).numpy()
         self.memory = self.host.numpy().data
         self.capacity = capacity
         self._layouts.clear()
 
-    def prepare(
-        self, scalars: Sequence[torch.Tensor], items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any
+    def copy(
+        self,
+        numbers: Sequence[torch.Tensor],
+        parts: Sequence[Sequence[Item]],
+        sources: Sequence[torch.Tensor],
+        plan: Any,
     ) -> None:
-        """Choose, or make, the layout for a step of this plan."""
+        """Enqueue copies, with gradients off; nothing is waited for. ``plan`` tells apart what is laid out otherwise.
+
+        ``numbers`` go to the slot's first places, ``sources`` are those of the items of each part.
+        """
         layout = self._layouts.get(plan)
         if layout is None:
             if len(self._layouts) >= _MOST_LAYOUTS:
                 self._layouts.clear()
-            layout = self._layouts[plan] = _Layout(self, scalars, items, sources)
+            layout = self._layouts[plan] = _Layout(self, numbers, parts, sources)
         self._layout = layout
-        self._scalar_count = len(scalars)
-
-    def known(self, plan: Any, scalars: int) -> bool:
-        """Choose the layout for a step of this plan; return whether there is one."""
-        layout = self._layouts.get(plan)
-        if layout is None:
-            return False
-        self._layout = layout
-        self._scalar_count = scalars
-        return True
-
-    def copy(self, given: Sequence[torch.Tensor]) -> None:
-        """Enqueue the copies of one step, with gradients off; nothing is waited for."""
-        self._in_use = True
-        layout = self._layout
+        given = [*numbers, *sources]
         for into, of in layout.groups:
             if len(of) == 1:
                 into[0].copy_(given[of[0]], non_blocking=True)
@@ -145,7 +147,7 @@ class Slot:
                 _foreach_copy(into, [given[index] for index in of], non_blocking=True)
         current = self._staging.current_stream()
         if self.mapped:
-            _record(self._arrived, current)
+            self.record(current)
             return
         side = self._staging.side
         self._filled.record(current)
@@ -154,25 +156,37 @@ class Slot:
             layout.host.copy_(layout.device, non_blocking=True)
             self._arrived.record(side)
 
+    def record(self, stream: torch.cuda.Stream) -> None:
+        """Let the slot have arrived when the stream has come this far."""
+        _record(self._arrived, stream)
+
     @property
-    def tensors(self) -> dict[Key, Tensor]:
-        """Return the arrays of the step in host memory, once arrived."""
-        return self._layout.tensors
+    def data(self) -> memoryview:
+        """Return the host memory that holds all arrays of all parts, once arrived."""
+        return self._layout.data
+
+    def place(self, data: memoryview) -> int:
+        """Return where in :attr:`data` an array of :meth:`tensors` lies, as an offset in bytes."""
+        return self._layout.places[id(data)]
+
+    def tensors(self, part: int) -> dict[Key, Tensor]:
+        """Return the arrays of one part in host memory, once arrived."""
+        return self._layout.tensors[part]
 
     @property
     def arrived(self) -> bool:
-        """Return whether the step has arrived in host memory. Does not wait."""
+        """Return whether everything has arrived in host memory. Does not wait."""
         return bool(self._arrived.query())
 
-    def scalars(self) -> list[float]:
-        """Return the step's numbers, once arrived."""
-        values: list[float] = self._scalars[: self._scalar_count].tolist()
+    def numbers(self, at: int, count: int) -> list[float]:
+        """Return some of the numbers, once arrived."""
+        values: list[float] = self._numbers[at : at + count].tolist()
         return values
 
     def release(self, trackers: list[zmq.MessageTracker]) -> None:
-        """Let the slot be used again as soon as libzmq is done with these."""
-        self._trackers = trackers
-        self._in_use = False
+        """Let go of the slot for one of its steps: it is used again when all have, and libzmq is done with these."""
+        self._trackers += trackers
+        self.users -= 1
 
 
 class _Mapped:
@@ -184,7 +198,8 @@ class _Mapped:
         }  # fmt: skip
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """Return the bytes that an array of this size takes in a slot."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
@@ -211,35 +226,51 @@ class Staging:
         end = 4 * MOST_SCALARS
         large = False
         for item in items:
-            end += _aligned(item.nbytes)
+            end += aligned(item.nbytes)
             large = large or item.kind in schedule.LARGE
         slots = self._large if large else self._small
         slot = _free_slot(slots)
         if slot.capacity < end:
             self._grow(slot, end)
             self._grow_others(slots, slot.capacity)
-        slot.prepare(scalars, items, sources, plan)
-        with torch.no_grad():
-            slot.copy([*scalars, *sources])
+        slot.users = 1
+        try:
+            with torch.no_grad():
+                slot.copy(scalars, [items], sources, plan)
+        except Exception:
+            slot.users = 0
+            raise
         return slot
 
-    def ordinary(self, routine: Routine, scalars: int, given: Sequence[torch.Tensor]) -> Slot | None:
-        """Return a small slot made ready for a routine, or None where none is free or large enough."""
+    def free_small(self, size: int) -> Slot | None:
+        """Return a small slot, or None where none is free and as large as this."""
         for slot in self._small:
-            if slot.free:
-                if slot.known(routine, scalars):
-                    return slot
-                if slot.capacity < 4 * MOST_SCALARS + sum(_aligned(item.nbytes) for item in routine.items):
-                    return None
-                slot.prepare(given[:scalars], routine.items, given[scalars:], routine)
+            if slot.capacity >= size and slot.free:
                 return slot
         return None
 
+    @property
+    def small_bytes(self) -> int:
+        """Return what the largest small slot holds."""
+        return max(slot.capacity for slot in self._small)
+
+    def reserve(self, size: int) -> None:
+        """Let the small slots that are free be this large, if there is memory for it."""
+        self._grow_others(self._small, max(_SMALLEST, 1 << (size - 1).bit_length()))
+
+    def is_current(self, stream: torch.cuda.Stream) -> bool:
+        """Return whether this is the current stream of the device."""
+        return bool(torch._C._cuda_getCurrentRawStream(self._device.index) == stream.cuda_stream)
+
     def current_stream(self) -> torch.cuda.Stream:
-        """Return the current stream of this device; asked for by its address, as making the object costs more."""
-        if torch._C._cuda_getCurrentRawStream(self._device.index) != self._current.cuda_stream:
+        """Return the current stream of the device; made anew only where it is another, as that costs more."""
+        if not self.is_current(self._current):
             self._current = torch.cuda.current_stream(self._device)
         return self._current
+
+    def on(self, stream: torch.cuda.Stream) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which this stream is the current one."""
+        return _NOTHING if self.is_current(stream) else torch.cuda.stream(stream)
 
     def _grow_others(self, slots: list[Slot], capacity: int) -> None:
         """Let the slots that are free follow at once, so that nothing is allocated later."""

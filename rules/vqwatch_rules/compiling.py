@@ -39,12 +39,20 @@ class Gate:
     matches: tuple[tuple[int, int], ...]
     """Which position of the gate's labels has to equal which position of the alert's."""
     wanted: Wanted | None
+    own_series: bool = False
+    """Whether the evidence can only be the series that has the alert's own labels."""
 
     def passes(self, labels: Labels, latest: Readings) -> bool:
         """Tell whether there is enough evidence for the alert with these labels."""
         found = False
         scale = latest.get(self.evidence.times, {}) if self.evidence.times is not None else None
-        for own, value in latest.get(self.evidence.metric, {}).items():
+        series = latest.get(self.evidence.metric, {})
+        if self.own_series:  # no need to look at the others
+            if labels not in series or (self.wanted is not None and not self.wanted(labels)):
+                return False
+            times = 1.0 if scale is None else scale.get(labels, scale.get((), float("nan")))
+            return series[labels] >= self.evidence.at_least * times
+        for own, value in series.items():
             if any(own[mine] != labels[theirs] for mine, theirs in self.matches):
                 continue
             if self.wanted is not None and not self.wanted(own):
@@ -142,7 +150,7 @@ def _gate(gate: Evidence, labels: tuple[str, ...], names: Names, facts: Facts) -
     own = names[gate.metric]
     matches = tuple((mine, labels.index(name)) for mine, name in enumerate(own) if name in labels)
     selection = Selection(gate, (), own, facts)
-    return Gate(gate, matches, selection or None)
+    return Gate(gate, matches, selection or None, own == labels)
 
 
 def _judge(grade: Grade, kinds: tuple[str, ...], names: Names, facts: Facts) -> Judge:

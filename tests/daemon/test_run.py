@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,30 @@ def test_a_nan_in_a_codebook_is_counted_and_named() -> None:
     run.apply(trainer.codebooks(1, codebook={"0": book}, cluster_size={"0": np.ones(SIZE, np.float32)}), 0.0)
     assert run.readings["codebook_nonfinite_values"] == {("0",): 4.0}
     assert run.readings["nonfinite_total"]["codebook",] == 4.0
+
+
+def test_layers_take_turns_with_their_effective_rank_and_keep_it_meanwhile() -> None:
+    run, [trainer] = opened(stack=8)
+    rng, resumed, seen = np.random.default_rng(0), None, []
+    for snapshot in range(1, 10):
+        books = {str(layer): rng.standard_normal((SIZE, 4)).astype(np.float32) for layer in range(8)}
+        message = trainer.codebooks(snapshot * 50, codebook=books)
+        run.apply(message, 0.0)
+        if resumed is not None:
+            resumed.apply(message, 0.0)
+            assert resumed.readings["codebook_effective_rank"] == run.readings["codebook_effective_rank"]
+        if snapshot == 6:
+            resumed = Run("r", 4, now=0.0)
+            resumed.restore(run.state())
+        seen.append(dict(run.readings["codebook_effective_rank"]))
+        assert len(seen[-1]) == 8
+    changed = [[int(layer) for (layer,) in now if now[layer,] != before[layer,]] for before, now in pairwise(seen)]
+    assert [len(layers) for layers in changed] == [2] * 8
+    for round_ in (changed[:4], changed[4:]):
+        assert sorted(chain(*round_)) == list(range(8))
+    books["3"][0, 0] = np.nan
+    run.apply(trainer.codebooks(1000, codebook=books), 0.0)
+    assert ("3",) not in run.readings["codebook_effective_rank"]
 
 
 def test_ranks_whose_codebooks_differ_are_told_apart() -> None:

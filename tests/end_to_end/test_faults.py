@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import zmq
 from tests.end_to_end.faulty import Training
+from tests.end_to_end.hanging_names import NAME, confined
 from tests.end_to_end.proxy import Proxy
 from tests.servers import free_port, wait_for
 from tests.watching import Daemon
@@ -75,6 +76,13 @@ def test_nothing_happens(daemon: Daemon, undisturbed: dict[str, Any]) -> None:
         result = finish(daemon, training, undisturbed)
         check_tensors(daemon, result)
     assert result["dropped"].get("step:backlog", 0) == 0
+
+
+def test_nothing_is_sent_twice_where_steps_are_slow(daemon: Daemon) -> None:
+    with Training(daemon.endpoint, "--steps", "32", "--pace", "0.25") as training:
+        training.result()
+    wait_for(lambda: arrived(daemon, steps=32), 5.0, "every step")
+    assert daemon.value("vqwatch_messages_rejected_total", reason="duplicate") is None
 
 
 def test_the_daemon_is_frozen_for_half_of_the_training(daemon: Daemon, undisturbed: dict[str, Any]) -> None:
@@ -190,6 +198,19 @@ def test_the_network_is_slow(network: tuple[Daemon, Proxy], undisturbed: dict[st
         training.wait_for("stepped")
         way.bytes_per_second = None
         check_tensors(daemon, finish(daemon, training, undisturbed))
+
+
+@pytest.mark.parametrize("answers", ["never", "half"])
+def test_the_daemons_name_is_not_answered_for(answers: str, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    found = confined(tmp_path, answers)
+    assert set(found["asked"]) == {NAME}, "the name server was not asked: nothing hung"
+    check_training(found["training"], undisturbed)
+    assert found["training"]["dropped"].get("step:backlog", 0) == 0
+    if answers == "half":
+        assert found["arrived"] == STEPS
+    else:
+        assert found["training"]["closing"] < 0.5
+        assert found["leaving"] < 2.0, "the resolver kept the process from its end"
 
 
 def test_a_wrong_key_keeps_the_data_out_and_the_training_going(tmp_path: Path, undisturbed: dict[str, Any]) -> None:

@@ -18,12 +18,10 @@ import numpy as np
 
 import vqwatch
 
-JOINING_STEPS = 150
-
 
 def loss(step: int, rank: int) -> float:
-    """Return a loss whose sums are exact in any order, the same on every rank until all of them are there."""
-    return 3.0 if step <= JOINING_STEPS else float(step % 7 + rank)
+    """Return a loss that differs from rank to rank, and whose sum over ranks no float holds exactly."""
+    return step % 7 + 0.1 * rank
 
 
 def resident_kb() -> int:
@@ -48,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--pace", type=float, default=0.004)
-    parser.add_argument("--start", type=float, default=0.0, help="Unix time of step 0, for ranks that keep together")
+    parser.add_argument("--start", type=Path, help="a file that will hold the Unix time of step 0, for several ranks")
     parser.add_argument("--until", type=Path, help="a file that will hold the number of the last step")
     parser.add_argument("--close", type=float, default=15.0)
     parser.add_argument("--fork", action="store_true")
@@ -58,7 +56,10 @@ def main() -> None:
     watch = vqwatch.attach(run="tiny", rank=chosen.rank, world_size=chosen.ranks, budget=math.inf)
     noise = np.random.default_rng(0)
     weights = np.zeros(64)
-    start = chosen.start or time.time()
+    while chosen.start is not None and not chosen.start.exists():
+        watch.flush(0.05)
+        time.sleep(0.02)
+    start = time.time() if chosen.start is None else float(chosen.start.read_text())
     seconds: list[float] = []
     memory: list[int] = []
     step, last = 0, chosen.steps

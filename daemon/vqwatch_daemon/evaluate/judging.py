@@ -17,7 +17,7 @@ import numpy as np
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.metrics import usage
 from vqwatch_daemon.readings import Readings, known, one
-from vqwatch_daemon.sections.corpus import Corpus
+from vqwatch_daemon.sections.corpus import SCORES, Corpus
 from vqwatch_rules import Alert, Engine, LayerFacts, RuleSet, RunFacts, load
 from vqwatch_rules.durations import NOW
 
@@ -64,7 +64,7 @@ def readings(corpus: Corpus, step: int, losses: Mapping[str, float]) -> Readings
     """
     statistics = corpus.statistics()
     found: Readings = {"evaluation": dict(statistics.items()), "evaluation_step": one(step)}
-    for name in ("mse", "snr_db", "cosine_similarity", "temporal_consistency", "spectral_distance_db"):
+    for name in SCORES:
         found[f"reconstruction_{name}"] = one(statistics.get((name, "mean"), float("nan")))
     for name in ("unique_ratio", "collision_ratio", "effective_count"):
         found[f"identifier_{name}"] = one(statistics.get((f"identifier_{name}", "mean"), float("nan")))

@@ -5,6 +5,8 @@ Layers smaller than K are padded with zeros and named by ``sizes``. nan: nothing
 of this over one batch although its table says "past N batches"; here counts are of whatever window the caller summed.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from vqwatch_daemon.metrics.counting import Counts, Floats
@@ -102,6 +104,10 @@ def slope(steps: Floats, values: Floats) -> Floats:
     0.01
     """
     known = ~np.isnan(values)
+    if known.all() and known.shape[-1] >= SLOPE_POINTS:
+        times = steps - steps[0]
+        centred = times - times.sum() / len(times)
+        return divide(values @ centred, np.dot(centred, centred))
     points = known.sum(axis=-1, keepdims=True)
     times = np.where(known, steps - steps[..., :1], 0.0)
     heights = np.where(known, values, 0.0)
@@ -110,21 +116,20 @@ def slope(steps: Floats, values: Floats) -> Floats:
     return np.where(points[..., 0] >= SLOPE_POINTS, rate, np.nan)
 
 
-def mean_over_layers(values: Floats) -> float:
+def mean_over_layers(values: Iterable[float]) -> float:
     """Return the mean of the known values of all layers; nan when none is known.
 
-    >>> mean_over_layers(np.array([0.5, np.nan, 1.0]))
+    >>> mean_over_layers([0.5, float("nan"), 1.0])
     0.75
     """
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
+    known = [value for value in values if value == value]
+    return sum(known) / len(known) if known else float("nan")
 
 
-def worst_over_layers(values: Floats) -> float:
+def worst_over_layers(values: Iterable[float]) -> float:
     """Return the smallest of the known values of all layers; nan when none is known.
 
-    >>> worst_over_layers(np.array([0.5, np.nan, 1.0]))
+    >>> worst_over_layers([0.5, float("nan"), 1.0])
     0.5
     """
-    known = values[~np.isnan(values)]
-    return float(known.min()) if known.size else float("nan")
+    return min((value for value in values if value == value), default=float("nan"))

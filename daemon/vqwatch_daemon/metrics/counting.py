@@ -36,6 +36,15 @@ class Repeats(NamedTuple):
     """[L]: neighbouring pairs of which both are codes."""
 
 
+def narrowed(indices: Indices) -> Indices:
+    """Return indices as bytes where all are codes below 256, and else as they are: fewer bytes for all that follows.
+
+    >>> narrowed(np.array([[3, 255]])).dtype.name, narrowed(np.array([[3, -1]])).dtype.name
+    ('uint8', 'int64')
+    """
+    return indices.astype(np.uint8) if indices.size and _all_within(indices, 256) else indices
+
+
 def count_assignments(indices: Indices, sizes: int | Sequence[int], mask: Mask | None = None) -> Assignments:
     """Return how often each code of each layer occurs in ``indices`` [L, ...], any integer dtype.
 
@@ -48,8 +57,8 @@ def count_assignments(indices: Indices, sizes: int | Sequence[int], mask: Mask |
            [0, 0, 0, 3]]), ignored=array([1, 0]), out_of_range=array([0, 1]))
     """
     layers = len(indices)
-    per_layer = np.broadcast_to(np.asarray(sizes, np.int64), layers)
-    width = int(per_layer.max(initial=0))
+    per_layer = [sizes] * layers if isinstance(sizes, int) else list(sizes)
+    width = max(per_layer, default=0)
     flat = indices.reshape(layers, indices.size // layers if layers else 0)
     entries = flat.shape[1]
     if mask is not None:
@@ -58,14 +67,14 @@ def count_assignments(indices: Indices, sizes: int | Sequence[int], mask: Mask |
     none = np.zeros(layers, np.int64)
     if flat.size == 0:
         return Assignments(np.zeros((layers, width), np.int64), none + masked, none)
-    if _all_within(flat, int(per_layer.min())):
+    if _all_within(flat, min(per_layer)):
         return Assignments(_bincount(flat, width), none + masked, none)
     if np.iinfo(flat.dtype).max < width:
         flat = flat.astype(np.intp)
     unsigned = flat.view(f"u{flat.itemsize}")  # in which negative entries are the largest: one comparison finds both
     counts = _bincount(np.minimum(unsigned, unsigned.dtype.type(width)).view(flat.dtype), width + 1)
     negative = _count_true(flat < 0)
-    beyond = np.where(np.arange(width + 1) < per_layer[:, np.newaxis], 0, counts)
+    beyond = np.where(np.arange(width + 1) < np.array(per_layer)[:, np.newaxis], 0, counts)
     return Assignments((counts - beyond)[:, :width], masked + negative, beyond.sum(axis=1) - negative)
 
 
@@ -80,9 +89,9 @@ def count_repeats(indices: Indices, mask: Mask | None = None) -> Repeats:
     layers = len(indices)
     if indices.ndim < 2 or indices.size == 0:
         return Repeats(np.zeros(layers, np.int64), np.zeros(layers, np.int64))
-    same = indices[..., 1:] == indices[..., :-1]
     if mask is None and _all_within(indices, None):
-        return Repeats(_count_true(same), np.full(layers, same[0].size, np.int64))
+        return _repeats_within(np.ascontiguousarray(indices))
+    same = indices[..., 1:] == indices[..., :-1]
     codes = indices >= 0
     if mask is not None:
         codes &= np.asarray(mask, bool)
@@ -91,19 +100,29 @@ def count_repeats(indices: Indices, mask: Mask | None = None) -> Repeats:
 
 
 def _all_within(indices: Indices, size: int | None) -> bool:
-    """Whether every entry is a code, told from the dtype alone where that suffices."""
+    """Whether every entry is a code, told from the dtype alone where that suffices, and else in one pass.
+
+    Without their sign, negative entries are the largest.
+    """
     limits = np.iinfo(indices.dtype)
-    return (limits.min >= 0 or bool(indices.min() >= 0)) and (
-        size is None or limits.max < size or bool(indices.max() < size)
-    )
+    most = limits.max if size is None else min(size - 1, limits.max)
+    if limits.min >= 0 and limits.max <= most:
+        return True
+    return bool(indices.view(f"u{indices.itemsize}").max() <= most)
+
+
+def _repeats_within(indices: Indices) -> Repeats:
+    """As :func:`count_repeats` where all entries are codes: all neighbours in memory, less those across rows."""
+    same = np.empty(indices.shape, bool)
+    np.equal(indices.reshape(-1)[1:], indices.reshape(-1)[:-1], out=same.reshape(-1)[:-1])
+    same[..., -1] = False
+    pairs = indices[0, ..., 1:].size
+    return Repeats(_count_true(same), np.full(len(indices), pairs, np.int64))
 
 
 def _bincount(codes: Indices, width: int) -> Counts:
-    """Count [L, n] codes below ``width`` in one pass: one histogram over codes offset by their layer."""
-    layers = len(codes)
-    offsets = np.arange(0, layers * width, width, dtype=np.intp)[:, np.newaxis]
-    shifted = np.add(codes, offsets, dtype=np.intp, casting="unsafe")
-    return np.bincount(shifted.ravel(), minlength=layers * width).reshape(layers, width).astype(np.int64, copy=False)
+    """Count [L, n] codes below ``width``: a histogram per layer, whose codes widened to bincount's type fit a cache."""
+    return np.array([np.bincount(layer, minlength=width) for layer in codes], np.int64)
 
 
 def _count_true(flags: NDArray[np.bool_]) -> Counts:

@@ -6,6 +6,7 @@ one layer are compared by number of steps between them, which the caller knows; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vqwatch_daemon.metrics.tensors import Floats, as_books, as_sizes, row_products, widened
+from vqwatch_daemon.metrics.tensors import Floats, as_books, as_sizes, row_products, squared_distances, widened
 
 NAN: Final = float("nan")
 
@@ -108,20 +109,22 @@ def cluster_sizes(sizes: Floats) -> ClusterSizes:
     nan when a size is negative or all are 0. It averages about (1 + decay) / (1 - decay) batches and lags behind the
     window's.
 
-    >>> cluster_sizes(np.array([4.0, 4.0, 0.0, 0.0]))
-    ClusterSizes(mean=2.0, smallest=0.0, std=2.0, tiny=2.0, perplexity=2.0)
+    >>> cluster_sizes(np.array([4.0, 4.0, 0.0, 0.0])).std
+    2.0
     """
     heads = as_sizes(sizes)
-    mean = float(heads.mean())
-    if not np.isfinite(mean):
+    totals = heads.sum(axis=1)
+    mean = float(totals.sum()) / heads.size
+    if not math.isfinite(mean):
         return ClusterSizes(NAN, NAN, NAN, NAN, NAN)
     spread = heads.reshape(-1) - mean
+    smallest = float(heads.min())
     return ClusterSizes(
         mean=mean,
-        smallest=float(heads.min()),
-        std=float(np.sqrt(np.dot(spread, spread) / spread.size)),
-        tiny=float(np.count_nonzero(heads < TINY)),
-        perplexity=_perplexity(heads),
+        smallest=smallest,
+        std=math.sqrt(float(np.dot(spread, spread)) / spread.size),
+        tiny=float(np.count_nonzero(heads < TINY)) if smallest < TINY else 0.0,
+        perplexity=_perplexity(heads, totals, smallest),
     )
 
 
@@ -132,7 +135,7 @@ def expired_codes(sizes: Floats, threshold: float) -> float:
     1.0
     """
     heads = as_sizes(sizes)
-    return float(np.count_nonzero(heads < threshold)) if np.isfinite(heads).all() else NAN
+    return float(np.count_nonzero(heads < threshold)) if math.isfinite(heads.sum()) else NAN
 
 
 def rank_divergence_ratio(sketches: Mapping[int, Floats]) -> float:
@@ -212,11 +215,13 @@ def _pair(earlier: Floats, later: Floats, steps: int) -> tuple[Floats, Floats]:
 
 
 def _displacement(before: Floats, after: Floats) -> Floats:
+    heads, codes, dim = before.shape
+    flat = after.reshape(-1, dim), before.reshape(-1, dim)
     with np.errstate(over="ignore", invalid="ignore"):
-        moved = _norms(after - before)
-        if np.isfinite(moved.sum()):
-            return moved
-        return _norms(after.astype(np.float64) - before.astype(np.float64))
+        moved = np.sqrt(squared_distances(*flat))
+        if not np.isfinite(moved.sum()):
+            moved = np.sqrt(squared_distances(*(book.astype(np.float64) for book in flat)))
+    return moved.reshape(heads, codes)
 
 
 def _norms(rows: Floats) -> Floats:
@@ -228,10 +233,8 @@ def _norms(rows: Floats) -> Floats:
     return norms
 
 
-def _perplexity(heads: NDArray[np.float64]) -> float:
-    totals = heads.sum(axis=1, keepdims=True)
-    if heads.min() < 0 or totals.min() <= 0:
+def _perplexity(heads: NDArray[np.float64], totals: NDArray[np.float64], smallest: float) -> float:
+    if smallest < 0 or totals.min() <= 0:
         return NAN
-    shares = heads / totals
-    terms = shares * np.log(np.where(shares > 0, shares, 1))
-    return float(np.exp(-terms.sum(axis=1)).mean())
+    logs = np.log(heads if smallest > 0 else np.where(heads > 0, heads, 1))
+    return float(np.exp(np.log(totals) - row_products(heads, logs) / totals).mean())

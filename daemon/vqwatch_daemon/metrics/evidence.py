@@ -89,3 +89,16 @@ def effective_samples(counts: Counts, repeats: Repeats) -> Floats:
     expected = repeats.pairs * (1.0 - np.where(n > 1, same_by_chance, 0.0))
     fresh = np.minimum((differing + 1.0) / (expected + 1.0), 1.0)
     return np.where(n > 0, n - (1.0 - fresh) * repeats.pairs, np.nan)
+
+
+def effective_of_sums(n: float, squares: float, same: int, pairs: int) -> float:
+    """Return :func:`effective_samples` of one layer from n, the sum of squared counts, and its repeats.
+
+    >>> round(effective_of_sums(4000.0, 10 * 400.0**2, 3000, 3999))
+    1112
+    """
+    if not n > 0:
+        return float("nan")
+    same_by_chance = (squares - n) / (n * (n - 1.0)) if n > 1 else 0.0
+    fresh = min((pairs - same + 1.0) / (pairs * (1.0 - same_by_chance) + 1.0), 1.0)
+    return n - (1.0 - fresh) * pairs

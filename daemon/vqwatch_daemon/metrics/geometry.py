@@ -45,8 +45,11 @@ class Geometry:
     nonfinite_values: int
 
 
-def geometry(codebook: Floats, active: Mask | None = None) -> Geometry:
+def geometry(codebook: Floats, active: Mask | None = None, *, rank: bool = True) -> Geometry:
     """Return every reading of a codebook [K, D] or [H, K, D]; ``active`` [K] or [H, K] chooses the rows of the rank.
+
+    Without ``rank`` that reading is nan, and the rest costs a third: the eigenvalues are most of it, and they alone
+    need a Gram matrix in float64.
 
     >>> geometry(np.eye(4)).effective_rank
     4.0
@@ -59,10 +62,13 @@ def geometry(codebook: Floats, active: Mask | None = None) -> Geometry:
     variances, ranks, twins, spreads, norms = [], [], 0.0, [], []
     for book, rows_used in zip(books, chosen, strict=True):
         rows = book.astype(np.float64)
-        gram = rows @ rows.T if len(rows) <= min(LARGEST_GRAM, rows.shape[1]) else None
+        small = len(rows) <= min(LARGEST_GRAM, rows.shape[1])
+        gram = rows @ rows.T if small and rank else None
         norms.append(np.sqrt(gram.diagonal() if gram is not None else row_products(rows, rows)))
         variances.append(_variance(rows, gram))
-        ranks.append(_rank(rows, rows_used, gram))
+        ranks.append(_rank(rows, rows_used, gram) if rank else NAN)
+        if small and gram is None:
+            gram = _rough_gram(book, rows, norms[-1])
         twins += _twins(rows, norms[-1], gram, TWIN_COSINE)
         spreads.append(_spread(norms[-1]))
     return Geometry(
@@ -165,6 +171,13 @@ def _largest(values: list[float]) -> float:
     return max((value for value in values if value == value), default=NAN)
 
 
+def _rough_gram(book: Floats, rows: NDArray[np.float64], norms: NDArray[np.float64]) -> Floats:
+    """Return the Gram matrix in the codebook's own precision, as far as its products stay in range: cosines need it."""
+    lengths = norms[norms > 0]
+    chosen = book if lengths.size and lengths.min() > 1e-15 and lengths.max() < 1e15 else rows
+    return chosen @ chosen.T
+
+
 def _variance(rows: NDArray[np.float64], gram: NDArray[np.float64] | None) -> float:
     if gram is not None:
         total, centre = gram.trace() / len(rows), gram.sum() / len(rows) ** 2
@@ -192,7 +205,7 @@ def _rank(rows: NDArray[np.float64], active: Mask, gram: NDArray[np.float64] | N
     return float(np.exp(-np.dot(shares, np.log(shares))))
 
 
-def _twins(rows: Floats, norms: Floats, gram: NDArray[np.float64] | None, cosine: float) -> float:
+def _twins(rows: Floats, norms: Floats, gram: Floats | None, cosine: float) -> float:
     zero = norms == 0
     zeros = int(np.count_nonzero(zero))
     lengths = np.where(zero, 1, norms)

@@ -20,6 +20,9 @@ FEWEST_PAIRS = 10
 
 Codes = NDArray[np.int32]
 
+_FEW = 0.2
+"""Where at most this share of the vectors enters, drawing gaps is cheaper than a draw for each vector."""
+
 _SMALLEST_DRAW = 2.0**-54
 """Stands for a draw of exactly 0, whose priority would never age."""
 
@@ -138,13 +141,13 @@ class IdentifierSample:
         offered = flat.shape[1]
         scale = self._bound + self._decay * self._position  # an Exp(1) draw below exp(scale) enters
         entering = -expm1(-exp(scale)) if scale < 3.0 else 1.0
-        draws = rng.random(offered)
-        chosen = np.flatnonzero(draws < entering)
+        chosen = _chosen(offered, entering, rng)
         codes = flat.take(chosen, axis=1)
         valid = codes.min(axis=0, initial=0) >= 0
         if mask is not None:
             valid &= np.asarray(mask, bool).reshape(-1).take(chosen)
-        exponential = -np.log1p(-np.maximum(draws[chosen[valid]], _SMALLEST_DRAW))
+        draws = rng.random(np.count_nonzero(valid)) * entering  # uniform where it leads to entering
+        exponential = -np.log1p(-np.maximum(draws, _SMALLEST_DRAW))
         priorities = np.log(exponential) - self._decay * self._position
         self._insert(codes[:, valid].T, priorities)
         self._position += offered
@@ -197,6 +200,24 @@ class IdentifierSample:
         self._priorities[: self._capacity] = self._priorities[order]
         self._held = self._capacity
         self._bound = float(self._priorities[: self._held].max())
+
+
+def _chosen(offered: int, probability: float, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Return which of ``offered`` enter, each with this probability, ascending; draws once for each that does.
+
+    The gaps between those that enter are geometric, so the others need no draw of their own.
+    """
+    if not 0.0 < probability <= _FEW:
+        return np.flatnonzero(rng.random(offered) < probability)
+    found, last = [np.empty(0, np.intp)], -1
+    while last < offered - 1:
+        expected = (offered - 1 - last) * probability
+        gaps = rng.geometric(probability, int(expected + 4 * expected**0.5) + 8)
+        np.minimum(gaps, offered + 1, out=gaps)  # a tiny probability makes gaps whose sum overflows
+        found.append(last + np.cumsum(gaps))
+        last = int(found[-1][-1])
+    together = np.concatenate(found)
+    return together[: np.searchsorted(together, offered)]
 
 
 def _multipliers(layers: int) -> NDArray[np.uint64]:

@@ -24,14 +24,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqwatch_daemon.metrics.spectrum import spectral_distances
-from vqwatch_daemon.metrics.tensors import Floats, Mask, nonfinite_values, row_products, widened
+from vqwatch_daemon.metrics.tensors import (
+    Floats,
+    Mask,
+    block_rows,
+    nonfinite_values,
+    row_products,
+    squared_distances,
+    widened,
+)
 
 Values: TypeAlias = NDArray[np.float64]
 
 HIGHEST_SNR: Final = float(20 * np.log10(2**23))
 """138.5 dB: noise of one unit in the last place of float32. A better, or perfect, reconstruction reads this."""
 
-_BLOCK_BYTES: Final = 256 * 1024  # of one array at a time; two of them and a difference fit a second-level cache
+_ONE_PACE: Final = 1e-6
+"""Distances from frame to frame whose variance is below this share of their squared mean are all alike."""
+
+_CANCELS: Final = 1 / 32
+"""A squared step below this share of what it is the difference of is not taken as a difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +53,9 @@ class Scores:
     ``mse`` squared feature units, mean over valid values. ``snr_db`` signal over noise power, up to 138.5; nan for a
     signal of zeros. ``cosine`` mean over valid frames of the cosine between input and output, -1 to 1; a frame where
     just one of the two is zero counts as 0, one where both are is left out. ``temporal`` cosine between the two
-    vectors of distances from frame to frame, 0 to 1; 0 when just one of them stands still. ``spectral_db`` as
+    vectors of distances from frame to frame, 0 to 1; 0 when just one of them stands still. ``temporal_correlation``
+    their Pearson correlation, -1 to 1: distances are positive, so that their cosine stays near 1 even where the frames
+    have been shuffled, and this falls to 0; nan where one of them keeps one pace. ``spectral_db`` as
     :mod:`~vqwatch_daemon.metrics.spectrum` defines it, at least 0.
     """
 
@@ -49,6 +63,7 @@ class Scores:
     snr_db: Values
     cosine: Values
     temporal: Values
+    temporal_correlation: Values
     spectral_db: Values
 
 
@@ -64,6 +79,7 @@ class Reconstruction:
     snr_db: float
     cosine: float
     temporal: float
+    temporal_correlation: float
     spectral_db: float
     frames: int
     nonfinite_values: int
@@ -98,6 +114,7 @@ def reconstruction(
         snr_db=float(pooled.snr_db[0]),
         cosine=float(pooled.cosine[0]),
         temporal=float(pooled.temporal[0]),
+        temporal_correlation=float(pooled.temporal_correlation[0]),
         spectral_db=float(pooled.spectral_db[0]),
         frames=int(np.count_nonzero(valid)),
         nonfinite_values=bad,
@@ -145,60 +162,91 @@ def _checked(original: Floats, reconstructed: Floats, mask: NDArray[Any] | None)
 def _frame_sums(x: Floats, y: Floats, valid: Mask) -> _FrameSums:
     """Return the sums of every frame; blocks of frames without a valid one are left at 0."""
     count, dim = x.shape[0] * x.shape[1], x.shape[2]
-    flat_x, flat_y = x.reshape(count, dim), y.reshape(count, dim)
-    sums = np.zeros((6, count))
-    block = max(1, _BLOCK_BYTES // max(1, dim * x.itemsize))
-    buffer = np.empty((block, dim), x.dtype)
+    flat = x.reshape(count, dim), y.reshape(count, dim)
+    sums = np.zeros((6, count), x.dtype)
+    block = block_rows(x)
+    buffer = np.empty((min(block, count), dim), x.dtype)
+    wanted = valid.reshape(-1)
     for start in range(0, count, block):
-        if not valid.reshape(-1)[start : start + block].any():
+        end, after = min(start + block, count), min(start + block, count - 1)
+        if not wanted[start:end].any():
             continue
-        a, b = flat_x[start : start + block], flat_y[start : start + block]
-        rows = slice(start, start + len(a))
-        sums[0, rows], sums[1, rows], sums[2, rows] = row_products(a, a), row_products(b, b), row_products(a, b)
-        sums[3, rows] = _squares(a, b, buffer)
-        following = slice(start + 1, start + block + 1)
-        for index, values in ((4, flat_x), (5, flat_y)):
-            after = values[following]
-            sums[index, start : start + len(after)] = _squares(after, values[start : start + len(after)], buffer)
-    return _FrameSums(*sums.reshape(6, *x.shape[:2]))
+        a, b = flat[0][start:end], flat[1][start:end]
+        difference = np.subtract(a, b, out=buffer[: end - start])
+        row_products(a, a, out=sums[0, start:end])
+        row_products(b, b, out=sums[1, start:end])
+        row_products(a, b, out=sums[2, start:end])
+        row_products(difference, difference, out=sums[3, start:end])
+        for index, rows in zip((4, 5), flat, strict=True):
+            row_products(rows[start + 1 : after + 1], rows[start:after], out=sums[index, start:after])
+    wide = sums.astype(np.float64)
+    for squares, products, rows in zip(wide[:2], wide[4:], flat, strict=True):
+        _to_steps(products, squares, rows, wanted, block)
+    return _FrameSums(*wide.reshape(6, *x.shape[:2]))
 
 
-def _squares(a: Floats, b: Floats, buffer: Floats) -> Floats:
-    difference = np.subtract(a, b, out=buffer[: len(a)])
-    return row_products(difference, difference)
+def _to_steps(products: Values, squares: Values, rows: Floats, wanted: NDArray[np.bool_], block: int) -> None:
+    """Turn products of neighbouring frames [n], in place, into squared steps: |a|^2 + |b|^2 - 2ab.
+
+    Where that cancels, so that rounding would show, the step is measured itself. What remains are steps of at least
+    about a quarter of a frame's length, whose squares keep five digits in float32.
+    """
+    both = squares[:-1] + squares[1:]
+    products[:-1] = both - 2 * products[:-1]
+    near = (products[:-1] < _CANCELS * both) & wanted[:-1] & wanted[1:]
+    for start in np.unique(np.flatnonzero(near) // block) * block:
+        end = min(start + block, len(near))
+        products[start:end] = squared_distances(rows[start + 1 : end + 1], rows[start:end])
 
 
 def _parts(sums: _FrameSums, valid: Mask, dim: int) -> Values:
-    """Return what adds up over sequences, [8, B]; see :func:`_scores` for what each is."""
+    """Return what adds up over sequences, [11, B]; see :func:`_scores` for what each is."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         directed = valid & ((sums.xx > 0) | (sums.yy > 0))
         lengths = np.sqrt(sums.xx) * np.sqrt(sums.yy)
         cosines = np.clip(np.where(lengths > 0, sums.xy / lengths, 0), -1, 1)
         steps = np.zeros_like(valid)
         steps[:, :-1] = valid[:, :-1] & valid[:, 1:]
-        products = np.sqrt(sums.x_step) * np.sqrt(sums.y_step)
+        moved, followed = np.sqrt(sums.x_step), np.sqrt(sums.y_step)
+        products = moved * followed
+    one = np.float64(1)
     chosen = (
         (valid, np.float64(dim)),
         (valid, sums.error),
         (valid, sums.xx),
-        (directed, np.float64(1)),
+        (directed, one),
         (directed, cosines),
         (steps, products),
         (steps, sums.x_step),
         (steps, sums.y_step),
+        (steps, one),
+        (steps, moved),
+        (steps, followed),
     )
-    return np.stack([np.where(where, values, 0.0).sum(axis=1) for where, values in chosen])
+    parts: Values = np.stack([np.where(where, values, 0.0) for where, values in chosen]).sum(axis=2)
+    return parts
 
 
 def _scores(parts: Values) -> Scores:
-    values, error, signal, directed, cosines, products, x_steps, y_steps, distances, spectra = parts
+    values, error, signal, directed, cosines, products, x_steps, y_steps, steps, moved, followed, *spectral = parts
+    distances, spectra = spectral
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         snr = 10 * np.log10(signal / error)
+        together = steps * products - moved * followed
         still = (x_steps > 0) ^ (y_steps > 0)
         return Scores(
             mse=error / np.where(values > 0, values, np.nan),
             snr_db=np.minimum(np.where(signal > 0, snr, np.nan), HIGHEST_SNR),
             cosine=cosines / np.where(directed > 0, directed, np.nan),
             temporal=np.where(still, 0, np.clip(products / (np.sqrt(x_steps) * np.sqrt(y_steps)), 0, 1)),
+            temporal_correlation=np.clip(
+                together / (_spread(steps, moved, x_steps) * _spread(steps, followed, y_steps)), -1, 1
+            ),
             spectral_db=distances / np.where(spectra > 0, spectra, np.nan),
         )
+
+
+def _spread(steps: Values, moved: Values, squares: Values) -> Values:
+    """Return the standard deviation of the distances times their number; nan where it is within their rounding."""
+    variance = steps * squares - moved * moved
+    return np.sqrt(np.where(variance > _ONE_PACE * moved * moved, variance, np.nan))

@@ -39,16 +39,19 @@ def residuals(input_energy: float, energies: Sequence[float]) -> Residuals:
     """
     if not (math.isfinite(input_energy) and input_energy > 0):
         return Residuals((NAN,) * len(energies), (NAN,) * len(energies))
-    known = [energy if math.isfinite(energy) and energy >= 0 else NAN for energy in energies]
-    return Residuals(
-        energy_ratio=tuple(energy / input_energy for energy in known),
-        gain_db=tuple(_gain(before, after) for before, after in zip([input_energy, *known], known, strict=False)),
-    )
+    ratios, gains, before = [], [], input_energy
+    for energy in energies:
+        after = energy if 0 <= energy < math.inf else NAN
+        ratios.append(after / input_energy)
+        gains.append(_gain(before, after))
+        before = after
+    return Residuals(tuple(ratios), tuple(gains))
 
 
 def _gain(before: float, after: float) -> float:
-    if math.isnan(before) or math.isnan(after) or before == after == 0:
+    """Return the gain in dB; the logarithms are subtracted, as the quotient may leave the range of floats."""
+    if before > 0 and after > 0:
+        return max(-HIGHEST_SNR, min(HIGHEST_SNR, 10 * (math.log10(before) - math.log10(after))))
+    if math.isnan(before) or math.isnan(after) or before == after:
         return NAN
-    if before == 0 or after == 0:
-        return HIGHEST_SNR if after == 0 else -HIGHEST_SNR
-    return max(-HIGHEST_SNR, min(HIGHEST_SNR, 10 * (math.log10(before) - math.log10(after))))
+    return HIGHEST_SNR if after == 0 else -HIGHEST_SNR

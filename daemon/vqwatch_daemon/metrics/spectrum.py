@@ -16,6 +16,7 @@ this length is faster than an FFT along a strided axis.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ from vqwatch_daemon.metrics.tensors import Floats, Mask
 WINDOW_FRAMES: Final = 32
 HOP_FRAMES: Final = 16
 FLOOR: Final = 1e-6
+
+_DECIBELS: Final = 10 / math.log(10)  # in a neper of power
 
 _BINS: Final = WINDOW_FRAMES // 2 + 1
 
@@ -56,8 +59,10 @@ def spectral_distances(x: Floats, y: Floats, valid: Mask) -> NDArray[np.float64]
                 power += x.dtype.type(FLOOR * loudest)
                 other += x.dtype.type(FLOOR * loudest)
                 np.divide(power, other, out=power)
-                level = np.log10(power, out=power)
-                found[0, sequence] += 10 * np.sqrt(np.einsum("bd,bd->d", level, level) / _BINS).sum(dtype=np.float64)
+                level = np.log(power, out=power)  # numpy's vectorised logarithm of float32; log10 is not
+                found[0, sequence] += _DECIBELS * np.sqrt(np.einsum("bd,bd->d", level, level) / _BINS).sum(
+                    dtype=np.float64
+                )
                 found[1, sequence] += x.shape[2]
     return found
 

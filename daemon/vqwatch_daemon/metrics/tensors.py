@@ -5,7 +5,7 @@ No formula of its own that anybody would read as a metric, except :func:`nonfini
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,16 +43,52 @@ def widened(values: NDArray[Any]) -> Floats:
     return values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
 
 
-def row_products(a: Floats, b: Floats) -> Floats:
+def row_products(a: Floats, b: Floats, out: Floats | None = None) -> Floats:
     """Return the inner product of each row of ``a`` with the same row of ``b``, [..., D] -> [...].
 
-    As a stack of 1xD by Dx1 products this reaches BLAS' dot, which is faster and more precise than einsum.
+    Both ways reach BLAS' dot, which is faster and more precise than einsum; ``vecdot`` with fewer calls around it.
 
     >>> row_products(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]]))
     array([11.])
     """
-    product: Floats = np.matmul(a[..., None, :], b[..., :, None])[..., 0, 0]
+    if _vecdot is not None:
+        product: Floats = _vecdot(a, b, out=out)
+        return product
+    product = np.matmul(a[..., None, :], b[..., :, None])[..., 0, 0]
+    if out is not None:
+        out[...] = product
     return product
+
+
+_vecdot: Final = getattr(np, "vecdot", None)
+"""Absent from numpy before 2.0."""
+
+
+def squared_distances(a: Floats, b: Floats) -> Floats:
+    """Return the squared distance of each row of ``a`` to the same row of ``b``, [n, D] -> [n].
+
+    The difference of a few rows at a time is taken into one buffer that stays in a cache, so that both arrays are read
+    once and nothing of their size is written.
+
+    >>> squared_distances(np.array([[1.0, 2.0]]), np.array([[4.0, 6.0]]))
+    array([25.])
+    """
+    found = np.empty(len(a), a.dtype)
+    rows = block_rows(a)
+    buffer = np.empty((min(rows, len(a)), a.shape[1]), a.dtype)
+    for start in range(0, len(a), rows):
+        end = min(start + rows, len(a))
+        difference = np.subtract(a[start:end], b[start:end], out=buffer[: end - start])
+        row_products(difference, difference, out=found[start:end])
+    return found
+
+
+def block_rows(rows: Floats) -> int:
+    """Return how many rows of an array [..., D] make a block that a second-level cache can hold beside others."""
+    return max(1, _BLOCK_BYTES // max(1, int(rows.shape[-1]) * rows.itemsize))
+
+
+_BLOCK_BYTES: Final = 256 * 1024
 
 
 def nonfinite_values(*arrays: NDArray[Any] | float) -> int:

@@ -89,24 +89,6 @@ class Smoothed:
         self._step, self._total, self._weight = state
 
 
-def slope(steps: Sequence[float], values: Sequence[float]) -> float:
-    """Return the least-squares trend of values over steps, in units of the value per step.
-
-    Non-finite values are left out; nan with fewer than two different steps.
-
-    >>> slope([0, 10, 20], [1.0, 2.0, 3.0])
-    0.1
-    """
-    x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
-    known = np.isfinite(x) & np.isfinite(y)
-    if np.count_nonzero(known) < 2:
-        return NAN
-    x, y = x[known], y[known]
-    centred = x - x.mean()
-    spread = float(np.dot(centred, centred))
-    return float(np.dot(centred, y - y.mean())) / spread if spread > 0 else NAN
-
-
 def seconds_per_step(steps: Sequence[int], times: Sequence[float]) -> float:
     """Return the median time of a step in seconds, from (step, time) pairs in the order they were seen.
 

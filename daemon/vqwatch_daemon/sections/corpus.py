@@ -25,6 +25,7 @@ SCORES: Final = {
     "snr_db": "snr_db",
     "cosine_similarity": "cosine",
     "temporal_consistency": "temporal",
+    "temporal_correlation": "temporal_correlation",
     "spectral_distance_db": "spectral_db",
 }
 """Name among the readings -> field of :class:`~vqwatch_daemon.metrics.reconstruction.Scores`."""

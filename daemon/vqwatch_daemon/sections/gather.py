@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 PATIENCE_STEPS: Final = 16
@@ -10,12 +11,13 @@ PATIENCE_STEPS: Final = 16
 
 
 class Gather:
-    """Tells when a step is complete: every live rank has spoken, or waiting longer would help nobody.
+    """Tells when a step is complete: every rank that is awaited has spoken, or waiting longer would help nobody.
 
-    Steps complete in order, each once. What comes for a step after its completion is late.
+    It matters who spoke, not how many: of ranks that end one after another, those that have ended spoke of a step long
+    before the others do. Steps complete in order, each once. What comes for a step after its completion is late.
 
     >>> gather = Gather()
-    >>> gather.add(step=7, rank=0, live=2), gather.add(step=7, rank=1, live=2), gather.is_late(7)
+    >>> gather.add(step=7, rank=0, awaited={0, 1}), gather.add(step=7, rank=1, awaited={0, 1}), gather.is_late(7)
     ([], [7], True)
     """
 
@@ -29,19 +31,24 @@ class Gather:
         """Return whether the step has been completed already."""
         return step <= self._done
 
-    def add(self, step: int, rank: int, live: int, now: float = 0.0) -> list[int]:
+    def add(self, step: int, rank: int, awaited: AbstractSet[int], now: float = 0.0) -> list[int]:
         """Note that ``rank`` has said all it has to say of ``step``; return the steps that are complete now."""
         if self.is_late(step):
             return []
-        if live <= 1 and not self._spoken:
+        if not self._spoken and awaited == {rank}:
             self._done = step
             return [step]
         spoken = self._spoken.setdefault(step, set())
         self._since.setdefault(step, now)
         spoken.add(rank)
-        if len(spoken) >= live:
+        if len(spoken) >= len(awaited) and awaited <= spoken:
             return self._complete(step)
         return self._complete(step - self._patience_steps)
+
+    def settle(self, awaited: AbstractSet[int]) -> list[int]:
+        """Return the steps that are complete now that only these ranks are awaited."""
+        whole = [step for step, spoken in self._spoken.items() if awaited <= spoken]
+        return self._complete(max(whole)) if whole else []
 
     def overdue(self, now: float, patience_seconds: float) -> list[int]:
         """Return the steps that have waited too long; they count as complete now."""

@@ -16,6 +16,13 @@ STEP_TIMES_KEPT: Final = 128
 STEP_TIMES_NEEDED: Final = 20
 """Intervals between steps that must be known before a run can be called slow or stalled."""
 
+JOIN_SECONDS: Final = 5.0
+"""How long after a run's first word the ranks that it announced are awaited. They begin together where they train
+together; where each machine has a daemon of its own, most of them never come to this one."""
+
+SOMEBODY: Final = frozenset({-1})
+"""Awaited together with the live ranks while some have not introduced themselves: speaks never."""
+
 GONE_SECONDS: Final = 300.0
 GONE_STEPS: Final = 50
 """A rank is gone after this long without a message, in seconds and in usual step times."""
@@ -42,7 +49,11 @@ class Rank:
 
 
 class Ranks:
-    """All ranks of a run. ``live`` counts those whose session is open and that were heard of lately."""
+    """All ranks of a run.
+
+    ``live`` are those whose session is open and that were heard of lately; ``awaited`` are those that a step has to
+    wait for: the live ones, and for a while those that were announced and did not come yet.
+    """
 
     def __init__(self, silent_seconds: float = 30.0) -> None:
         self._silent_seconds = silent_seconds
@@ -52,8 +63,10 @@ class Ranks:
         self._era = 0  # how often the run went back to a checkpoint
         self._rewound_to = -1
         self._visited_at = 0.0  # by somebody who is no rank
+        self._join_until = float("-inf")
         self.world_size = 1
-        self.live = 0
+        self.live: frozenset[int] = frozenset()
+        self.awaited: frozenset[int] = frozenset()
 
     def __contains__(self, rank: int) -> bool:
         return rank in self._ranks
@@ -61,6 +74,8 @@ class Ranks:
     def hello(self, message: Hello, now: float) -> None:
         """A session begins; a rank that comes back keeps its counters."""
         number = message.origin.rank
+        if not self._ranks:
+            self._join_until = now + JOIN_SECONDS
         rank = self._ranks.setdefault(number, Rank(message.origin.session))
         if rank.session != message.origin.session:
             for key, count in rank.dropped.items():
@@ -141,7 +156,12 @@ class Ranks:
         self._count(now)
 
     def _count(self, now: float) -> None:
-        self.live = sum(self._is_live(rank, now) for rank in self._ranks.values())
+        self.live = frozenset(number for number, rank in self._ranks.items() if self._is_live(rank, now))
+        self.awaited = self.live | SOMEBODY if self.joining(now) else self.live
+
+    def joining(self, now: float) -> bool:
+        """Return whether ranks that were announced may still introduce themselves for the first time."""
+        return now < self._join_until and len(self._ranks) < self.world_size
 
     def _is_live(self, rank: Rank, now: float) -> bool:
         return not rank.said_goodbye and _silence(rank, now) <= self._silent_seconds
@@ -234,6 +254,7 @@ class Ranks:
         """Return what a restarted daemon needs, fit for JSON."""
         return {
             "world_size": self.world_size,
+            "join_until": self._join_until,
             "visited_at": self._visited_at,
             "era": self._era,
             "rewound_to": self._rewound_to,
@@ -263,6 +284,7 @@ class Ranks:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state` returned."""
         self.world_size, self._visited_at = state["world_size"], state["visited_at"]
+        self._join_until = state["join_until"]
         self._era, self._rewound_to = state["era"], state["rewound_to"]
         self._intervals.extend(state["intervals"])
         self._latest = tuple(state["latest"]) if state["latest"] else None
@@ -273,8 +295,13 @@ class Ranks:
             self._ranks[int(number)] = Rank(**fields)
         self._count(self.seen_at)
 
-    def absent(self, seconds: float) -> None:
-        """Note that the daemon was not there for so long: what it could not hear is not silence."""
+    def absent(self, now: float, seconds: float, patience_seconds: float) -> None:
+        """Note that the daemon was not there for so long until now: what it could not hear is not silence.
+
+        Ranks that had not introduced themselves yet may need ``patience_seconds`` to do so.
+        """
+        if self.joining(now - seconds):
+            self._join_until = now + patience_seconds
         for rank in self._ranks.values():
             if not rank.said_goodbye:
                 rank.away += seconds

@@ -27,5 +27,6 @@ def read(message: Reconstruction) -> tuple[Readings, int]:
         "reconstruction_snr_db": one(found.snr_db),
         "reconstruction_cosine_similarity": one(found.cosine),
         "reconstruction_temporal_consistency": one(found.temporal),
+        "reconstruction_temporal_correlation": one(found.temporal_correlation),
         "reconstruction_spectral_distance_db": one(found.spectral_db),
     }, found.nonfinite_values

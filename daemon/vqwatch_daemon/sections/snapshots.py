@@ -5,6 +5,7 @@ The lowest rank that sends whole codebooks speaks for all; the others send sketc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -37,6 +38,10 @@ SURVIVAL_MEMORY: Final = 200
 REINITIALISED_WITHIN_STEPS: Final = 100
 """Within a session, snapshots further apart than this do not tell a re-initialisation from ordinary learning."""
 
+RANK_EVERY: Final = 4
+"""Snapshots between two readings of a layer's effective rank, which costs more than all the rest: layers take turns,
+and each keeps its reading meanwhile. The first snapshot reads all of them."""
+
 SKETCH_STEPS: Final = 4
 """Steps whose sketches wait for the other ranks."""
 
@@ -55,6 +60,8 @@ class _Book:
     revived: int = 0
     threshold: float | None = None
     resumed: bool = False
+    snapshots: int = 0
+    rank: float = math.nan
     latents: NDArray[Any] | None = field(default=None, repr=False)
 
 
@@ -156,9 +163,13 @@ class Snapshots:
         self, step: int, book: _Book, codebook: NDArray[Any], active: NDArray[np.bool_] | None, readings: Readings
     ) -> None:
         name = book.layer.name
-        found = geometry.geometry(codebook, active)
+        due = book.snapshots == 0 or (book.snapshots + book.row) % RANK_EVERY == 0
+        book.snapshots += 1
+        found = geometry.geometry(codebook, active, rank=due)
+        if due or found.nonfinite_values:
+            book.rank = found.effective_rank
         _put(readings, "codebook_embedding_variance", name, found.embedding_variance)
-        _put(readings, "codebook_effective_rank", name, found.effective_rank)
+        _put(readings, "codebook_effective_rank", name, book.rank)
         _put(readings, "codebook_near_duplicate_ratio", name, found.near_duplicate_ratio)
         _put(readings, "codebook_norm_spread_ratio", name, found.norm_spread_ratio)
         if book.latents is not None:
@@ -276,6 +287,8 @@ def _dump(book: _Book) -> dict[str, Any]:
         "revived": book.revived,
         "threshold": book.threshold,
         "latents": book.latents,
+        "snapshots": book.snapshots,
+        "rank": None if math.isnan(book.rank) else book.rank,
     }
 
 
@@ -294,6 +307,8 @@ def _load(book: _Book, raw: Mapping[str, Any]) -> None:
         book.unreplaced = Unreplaced(len(raw["unreplaced"]))
         book.unreplaced.restore(raw["unreplaced"])
     book.revived, book.threshold, book.latents = raw["revived"], raw["threshold"], raw["latents"]
+    book.snapshots = raw.get("snapshots", 0)  # a state of before there were turns has none
+    book.rank = math.nan if raw.get("rank") is None else raw["rank"]
 
 
 def _dump_snapshot(snapshot: Snapshot) -> list[Any]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, Final
 
 from vqwatch.wire import Step
 from vqwatch_daemon.metrics import training
 from vqwatch_daemon.metrics.residuals import residuals
+from vqwatch_daemon.metrics.trend import Trend
 from vqwatch_daemon.readings import Readings, known, one
+from vqwatch_daemon.sections.exact import ExactSum
 from vqwatch_daemon.sections.gather import Gather
 
 TREND_READINGS: Final = 100
 TREND_EVERY: Final = 10
-"""Steps between two fits of the trend, and readings that it is fitted to."""
+"""Steps between two readings of the trend, and losses that it is fitted to."""
 
 WAITING_STEPS: Final = 4096
 """Steps that may wait for a rank: many, for ranks that come back after the daemon was away replay one after another."""
@@ -26,40 +29,63 @@ VQ_NAMES: Final = ("vq*", "commit*", "quant*")
 """Names of loss components that count as reconstruction and as VQ loss; the first that fits is taken."""
 
 _Values = dict[str, dict[str, float]]
+_NO_VALUES: Final[dict[str, float]] = {}
 
 
 class _Mean:
-    """Means over the ranks of one step, value by value; a rank that did not report a value does not count for it."""
+    """Means over the ranks of one step, value by value; a rank that did not report a value does not count for it.
 
-    __slots__ = ("_counts", "_sums")
+    Sums are exact, so the order in which ranks were heard changes nothing. The first rank's values are kept as they
+    are until a second rank comes: most runs have one.
+    """
+
+    __slots__ = ("_counts", "_only", "_sums")
 
     def __init__(self) -> None:
-        self._sums: _Values = {}
+        self._only: _Values | None = None
+        self._sums: dict[str, dict[str, ExactSum]] = {}
         self._counts: dict[tuple[str, str], int] = {}
 
-    def add(self, values: Mapping[str, Mapping[str, float]]) -> None:
+    def add(self, values: _Values) -> None:
+        if self._only is None and not self._sums:
+            self._only = values
+            return
+        self._merge_first()
+        self._merge(values)
+
+    def _merge_first(self) -> None:
+        if self._only is not None:
+            self._merge(self._only)
+            self._only = None
+
+    def _merge(self, values: _Values) -> None:
         for group, entries in values.items():
             sums = self._sums.setdefault(group, {})
             for name, value in entries.items():
-                sums[name] = sums.get(name, 0.0) + value
+                if name not in sums:
+                    sums[name] = ExactSum()
+                sums[name].add(value)
                 self._counts[group, name] = self._counts.get((group, name), 0) + 1
 
     def compute(self) -> _Values:
+        if self._only is not None:
+            return self._only
         return {
-            group: {name: total / self._counts[group, name] for name, total in entries.items()}
+            group: {name: total.value / self._counts[group, name] for name, total in entries.items()}
             for group, entries in self._sums.items()
         }
 
     def state(self) -> list[list[Any]]:
+        self._merge_first()
         return [
-            [group, name, total, self._counts[group, name]]
+            [group, name, total.state(), self._counts[group, name]]
             for group, entries in self._sums.items()
             for name, total in entries.items()
         ]
 
     def restore(self, state: Iterable[Sequence[Any]]) -> None:
-        for group, name, total, count in state:
-            self._sums.setdefault(group, {})[name] = total
+        for group, name, terms, count in state:
+            self._sums.setdefault(group, {})[name] = ExactSum(terms)
             self._counts[group, name] = count
 
 
@@ -71,11 +97,12 @@ class Training:
         self._gather = Gather(WAITING_STEPS)
         self._means: dict[int, _Mean] = {}
         self._smoothed: dict[str, training.Smoothed] = {}
-        self._trend: dict[str, deque[tuple[int, float]]] = {}
+        self._trend: dict[str, Trend] = {}
         self._nonfinite: dict[str, int] = {}
+        self._modules: dict[str, float] = {}
         self._steps = 0
 
-    def add(self, message: Step, live: int, now: float) -> list[tuple[int, Readings]]:
+    def add(self, message: Step, awaited: AbstractSet[int], now: float) -> list[tuple[int, Readings]]:
         """Take one rank's scalars; return the readings of each step that is complete with them.
 
         Non-finite values are counted at once, whichever ranks are still to come.
@@ -85,12 +112,17 @@ class Training:
         if self._gather.is_late(message.step):
             return [(message.step, bad)] if bad else []
         self._means.setdefault(message.step, _Mean()).add(values)
-        complete = [(step, self._read(step)) for step in self._gather.add(message.step, message.origin.rank, live, now)]
+        rank = message.origin.rank
+        complete = [(step, self._read(step)) for step in self._gather.add(message.step, rank, awaited, now)]
         if bad and not complete:
             return [(message.step, bad)]
         if bad:
             complete[-1][1].update(bad)
         return complete
+
+    def settle(self, awaited: AbstractSet[int]) -> list[tuple[int, Readings]]:
+        """Return the readings of steps that are complete now that only these ranks are awaited."""
+        return [(step, self._read(step)) for step in self._gather.settle(awaited)]
 
     def overdue(self, now: float, patience_seconds: float) -> list[tuple[int, Readings]]:
         """Return the readings of steps that wait for a rank which does not come."""
@@ -100,7 +132,10 @@ class Training:
         found = False
         for group, source in (("loss", "loss"), ("gradient", "gradient"), ("energy", "residual")):
             self._nonfinite.setdefault(source, 0)
-            count = sum(not math.isfinite(value) for value in values.get(group, {}).values())
+            given = values.get(group, _NO_VALUES).values()
+            if math.isfinite(sum(given)):  # then each of them is
+                continue
+            count = sum(not math.isfinite(value) for value in given)
             if count:
                 self._nonfinite[source] += count
                 found = True
@@ -127,7 +162,8 @@ class Training:
         if "gradient" in values:
             readings["gradient_norm"] = {(): values["gradient"]["norm"]}
         if "modules" in values:
-            readings["gradient_norm_by_module"] = _labelled(values["modules"])
+            self._modules.update(values["modules"])  # a step may tell of some modules only
+            readings["gradient_norm_by_module"] = _labelled(self._modules)
         if "rates" in values:
             readings["learning_rate"] = _labelled(values["rates"])
         if "update" in values:
@@ -140,18 +176,18 @@ class Training:
         smoothed = {}
         for name, value in losses.items():
             smoothed[name,] = self._smoothed.setdefault(name, training.Smoothed()).update(step, value)
-            self._trend.setdefault(name, deque(maxlen=TREND_READINGS)).append((step, smoothed[name,]))
+            self._trend.setdefault(name, Trend(TREND_READINGS)).update(step, smoothed[name,])
         readings: Readings = {
             "loss": _labelled(losses),
             "loss_smoothed": known(smoothed, smoothed.values()),
             "loss_share_ratio": _finite(training.loss_shares(losses)),
         }
         if self._steps % TREND_EVERY == 0:
-            slopes = {name: training.slope(*zip(*points, strict=True)) for name, points in self._trend.items()}
-            readings["loss_slope"] = _finite(slopes)
-        vq, reconstruction = _first(losses, VQ_NAMES), _first(losses, RECONSTRUCTION_NAMES)
+            readings["loss_slope"] = _finite({name: trend.slope for name, trend in self._trend.items()})
+        names = tuple(losses)
+        vq, reconstruction = _first(names, VQ_NAMES), _first(names, RECONSTRUCTION_NAMES)
         if vq is not None and reconstruction is not None:
-            readings["loss_vq_to_reconstruction_ratio"] = one(training.ratio(vq, reconstruction))
+            readings["loss_vq_to_reconstruction_ratio"] = one(training.ratio(losses[vq], losses[reconstruction]))
         return readings
 
     def _energies(self, energies: dict[str, float]) -> Readings:
@@ -174,21 +210,24 @@ class Training:
         self._means = {known_step: mean for known_step, mean in self._means.items() if known_step < step}
         self._smoothed.clear()
         self._trend.clear()
+        self._modules.clear()
 
     def state(self) -> dict[str, Any]:
         """Return counters, trends and the steps that wait for ranks, fit for JSON."""
         return {
             "nonfinite": dict(self._nonfinite),
+            "modules": dict(self._modules),
             "steps": self._steps,
             "gather": self._gather.state(),
             "means": [[step, mean.state()] for step, mean in self._means.items()],
             "smoothed": {name: series.state() for name, series in self._smoothed.items()},
-            "trend": {name: list(points) for name, points in self._trend.items()},
+            "trend": {name: list(trend.points) for name, trend in self._trend.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state` returned."""
         self._nonfinite = {name: int(count) for name, count in state["nonfinite"].items()}
+        self._modules = dict(state["modules"])
         self._steps = int(state["steps"])
         self._gather.restore(state["gather"])
         for step, raw in state["means"]:
@@ -198,7 +237,7 @@ class Training:
             self._smoothed[name] = training.Smoothed()
             self._smoothed[name].restore(raw)
         for name, points in state["trend"].items():
-            self._trend[name] = deque(map(tuple, points), maxlen=TREND_READINGS)
+            self._trend[name] = Trend(TREND_READINGS, map(tuple, points))
 
 
 def _values(message: Step) -> _Values:
@@ -226,9 +265,10 @@ def _finite(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
     return {(name,): value for name, value in values.items() if math.isfinite(value)}
 
 
-def _first(losses: Mapping[str, float], patterns: tuple[str, ...]) -> float | None:
+@lru_cache(maxsize=256)
+def _first(names: tuple[str, ...], patterns: tuple[str, ...]) -> str | None:
     for pattern in patterns:
-        for name, value in losses.items():
+        for name in names:
             if fnmatchcase(name, pattern):
-                return value
+                return name
     return None

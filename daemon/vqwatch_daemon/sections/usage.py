@@ -6,8 +6,10 @@ under a millisecond. Comparing layers with each other costs more and comes every
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 import numpy as np
@@ -16,8 +18,7 @@ from numpy.typing import NDArray
 from vqwatch.wire import Codes, Layer
 from vqwatch_daemon.arrays import as_array, as_mask
 from vqwatch_daemon.metrics import between, codebook, usage
-from vqwatch_daemon.metrics.counting import count_assignments, count_repeats
-from vqwatch_daemon.metrics.evidence import effective_samples
+from vqwatch_daemon.metrics.counting import count_assignments, count_repeats, narrowed
 from vqwatch_daemon.metrics.identifiers import IdentifierSample
 from vqwatch_daemon.readings import Labels, Readings, known, one
 from vqwatch_daemon.sections.gather import Gather
@@ -53,19 +54,20 @@ class CodebookUse:
         self._all_rows = list(range(len(layers)))
         self._of_size = [layer.size for layer in layers]
         self._sizes = np.array(self._of_size, np.int64)
+        self._announced = {name: float(size) for name, size in zip(self._names, self._of_size, strict=True)}
         self._empty_window = (window, len(layers), int(self._sizes.max(initial=1)))
         self.window = UsageWindow(*self._empty_window)
         self._gather = Gather()
         self._totals = np.zeros((3, len(layers)), np.int64)  # assigned, ignored, out of range
         self._by_code = np.zeros_like(self.window.counts)  # since the run began
         self._parts: dict[tuple[int, int], int] = {}
-        self._utilization: deque[tuple[int, NDArray[np.float64]]] = deque(maxlen=SLOPE_READINGS)
+        self._utilization: deque[tuple[int, list[float]]] = deque(maxlen=SLOPE_READINGS)
         self._identifiers = IdentifierSample(len(layers))
         self._rng = np.random.default_rng(0)  # fixed, so that a replay gives the same readings
         self.updates = 0
         self.tokens_per_step: float | None = None
 
-    def add(self, message: Codes, live: int, now: float) -> list[tuple[int, Readings]]:
+    def add(self, message: Codes, awaited: AbstractSet[int], now: float) -> list[tuple[int, Readings]]:
         """Count one rank's codes; return the readings of each step that is complete with them.
 
         Raises :class:`Refused` for a layer that ``hello`` did not announce.
@@ -82,10 +84,10 @@ class CodebookUse:
                 self._parts[rank, message.step] = came
                 return []
             self._parts.pop((rank, message.step), None)
-        return [(step, self._read(step)) for step in self._gather.add(message.step, rank, live, now)]
+        return [(step, self._read(step)) for step in self._gather.add(message.step, rank, awaited, now)]
 
     def _count(self, message: Codes, rows: list[int]) -> None:
-        indices = as_array(message.indices)
+        indices = narrowed(as_array(message.indices))
         mask = as_mask(message.mask)
         taken = count_assignments(indices, [self._of_size[row] for row in rows], mask)
         repeats = count_repeats(indices, mask)
@@ -95,9 +97,11 @@ class CodebookUse:
         if len(rows) == len(self._names) and (indices[0].size <= SMALL_BATCH or self.updates % LARGE_BATCH_EVERY == 0):
             self._identifiers.add(indices if rows == sorted(rows) else indices[np.argsort(rows)], self._rng, mask)
         self._by_code[at, : taken.counts.shape[1]] += taken.counts
-        self._totals[0, at] += taken.counts.sum(axis=1)
-        self._totals[1, at] += taken.ignored
-        self._totals[2, at] += taken.out_of_range
+        self._totals[:, at] += (taken.counts.sum(axis=1), taken.ignored, taken.out_of_range)
+
+    def settle(self, awaited: AbstractSet[int]) -> list[tuple[int, Readings]]:
+        """Return the readings of steps that are complete now that only these ranks are awaited."""
+        return [(step, self._read(step)) for step in self._gather.settle(awaited)]
 
     def overdue(self, now: float, patience_seconds: float) -> list[tuple[int, Readings]]:
         """Return the readings of steps that wait for a rank which does not come."""
@@ -110,7 +114,7 @@ class CodebookUse:
         tokens = readings.get("codebook_tokens_per_step", {}).values()
         self.tokens_per_step = max(tokens, default=None)
         utilization = readings["codebook_utilization_ratio"]
-        self._utilization.append((step, np.array([utilization.get(name, np.nan) for name in self._names])))
+        self._utilization.append((step, [utilization.get(name, math.nan) for name in self._names]))
         if self.updates % SLOPE_EVERY == 0:
             steps, values = zip(*self._utilization, strict=True)
             slopes = codebook.slope(np.array(steps, np.float64), np.array(values).T)
@@ -123,29 +127,30 @@ class CodebookUse:
         return known(self._names, np.asarray(values, np.float64).tolist())
 
     def _of_window(self) -> Readings:
-        counts, sizes = self.window.counts, self._sizes
-        effective = effective_samples(counts, self.window.repeats)
-        values = usage.judged(counts, sizes, effective)
+        counts, names = self.window.counts, self._names
+        values = usage.judged(counts, self._of_size, self.window.repeats)
+        readings = {name: known(names, value) for name, value in values.items()}
         if self.updates % COMPARE_EVERY == 1:
-            values.update(usage.described(counts, sizes, effective))
-        readings = {name: self._series(value) for name, value in values.items()}
+            effective = np.array(values["codebook_effective_samples"])
+            described = usage.described(counts, self._sizes, effective)
+            readings.update((name, self._series(value)) for name, value in described.items())
         readings.update((name, one(value)) for name, value in usage.across_layers(values).items())
-        assigned, ignored, invalid = self._totals
-        readings["codebook_assignments_total"] = self._series(assigned)
-        readings["codebook_ignored_assignments_total"] = self._series(ignored)
-        readings["codebook_invalid_assignments_total"] = self._series(invalid)
-        readings["ema_updates"] = dict.fromkeys(self._names, float(self.updates))
+        readings["codebook_size"] = self._announced
+        assigned, ignored, invalid = self._totals.astype(np.float64).tolist()
+        readings["codebook_assignments_total"] = dict(zip(names, assigned, strict=True))
+        readings["codebook_ignored_assignments_total"] = dict(zip(names, ignored, strict=True))
+        readings["codebook_invalid_assignments_total"] = dict(zip(names, invalid, strict=True))
+        readings["ema_updates"] = dict.fromkeys(names, float(self.updates))
         return readings
 
     def _of_step(self, step: int) -> Readings:
-        counts = self.window.of_step(step)
-        if counts is None:
+        counts, samples = self.window.of_step(step), self.window.samples_of_step(step)
+        if counts is None or samples is None:
             return {}
-        samples = counts.sum(axis=1).astype(np.float64)
-        samples[samples == 0] = np.nan
+        seen = list(zip(self._names, samples.tolist(), counts[:, 0].tolist(), strict=True))
         return {
-            "codebook_tokens_per_step": self._series(samples),
-            "codebook_zero_index_ratio": self._series(counts[:, 0] / samples),
+            "codebook_tokens_per_step": {name: float(samples) for name, samples, _ in seen if samples},
+            "codebook_zero_index_ratio": {name: zero / samples for name, samples, zero in seen if samples},
         }
 
     def _between(self) -> Readings:
@@ -201,7 +206,7 @@ class CodebookUse:
             "totals": self._totals.copy(),
             "by_code": self._by_code.copy(),
             "parts": [[*key, came] for key, came in self._parts.items()],
-            "utilization": [[step, values] for step, values in self._utilization],
+            "utilization": [[step, np.array(values)] for step, values in self._utilization],
             "identifiers": self._identifiers.state(),
             "random": self._rng.bit_generator.state,
             "updates": self.updates,
@@ -215,7 +220,7 @@ class CodebookUse:
         self._totals[:] = state["totals"]
         self._by_code[:] = state["by_code"]
         self._parts = {(rank, step): came for rank, step, came in state["parts"]}
-        self._utilization.extend((step, values) for step, values in state["utilization"])
+        self._utilization.extend((step, values.tolist()) for step, values in state["utilization"])
         self._identifiers.restore(state["identifiers"])
         self._rng.bit_generator.state = state["random"]
         self.updates, self.tokens_per_step = state["updates"], state["tokens_per_step"]

@@ -17,9 +17,18 @@ from collections.abc import Callable
 from typing import Final
 
 from vqwatch.families import averages, fixed, learned
-from vqwatch.families.adapter import Adapter, Settings, looks_like_a_quantizer
+from vqwatch.families.adapter import Adapter, Settings, bare, looks_like_a_quantizer, without_wrappers
 
-__all__ = ["TABLE", "Adapter", "Settings", "adapters", "looks_like_a_quantizer", "register"]
+__all__ = [
+    "TABLE",
+    "Adapter",
+    "Settings",
+    "adapters",
+    "bare",
+    "looks_like_a_quantizer",
+    "register",
+    "without_wrappers",
+]
 
 TABLE: Final[tuple[Adapter, ...]] = (
     averages.LUCIDRAINS_BEAMS,

@@ -68,8 +68,33 @@ def first(module: nn.Module, names: Sequence[str]) -> Tensor | None:
 
 
 def child(module: nn.Module, name: str) -> nn.Module | None:
-    """Return a direct child by its name, or None. Runs no property."""
-    return module._modules.get(name)
+    """Return a direct child by its name, without wrappers, or None. Runs no property."""
+    found = module._modules.get(name)
+    return None if found is None else bare(found)
+
+
+_WRAPPERS: Final = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What torch.compile, FullyShardedDataParallel and activation checkpointing call the module that they wrap."""
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """Return the module inside the wrappers that torch put around it, or itself."""
+    while True:
+        inner = next((found for name in _WRAPPERS if (found := module._modules.get(name)) is not None), None)
+        if inner is None and len(module._modules) == 1 and type(module).__name__.endswith("DataParallel"):
+            inner = module._modules.get("module")
+        if inner is None:
+            return module
+        module = inner
+
+
+def without_wrappers(path: str) -> str:
+    """Return a module's path without the names that wrappers put into it.
+
+    >>> without_wrappers("_fsdp_wrapped_module.quantizer.layers.0._orig_mod")
+    'quantizer.layers.0'
+    """
+    return ".".join(name for name in path.split(".") if name not in _WRAPPERS)
 
 
 def named(module: nn.Module, *, codebook: str, cluster_size: str, embedding_sum: str) -> dict[str, Tensor | None]:

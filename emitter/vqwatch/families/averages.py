@@ -9,6 +9,7 @@ from vqwatch.families.adapter import (
     Adapter,
     Settings,
     Tensors,
+    bare,
     child,
     first,
     looks_like_a_quantizer,
@@ -95,7 +96,7 @@ def _beams(stack: nn.Module) -> bool:
 
 def _layers_of(stack: nn.Module) -> tuple[nn.Module, ...]:
     layers = child(stack, "layers")
-    return () if layers is None else tuple(layers.children())
+    return () if layers is None else tuple(map(bare, layers.children()))
 
 
 LUCIDRAINS: Final = Adapter(

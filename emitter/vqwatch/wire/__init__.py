@@ -5,12 +5,13 @@
 41
 
 A message is ``[header][buffer]*``: a msgpack map, then one raw little-endian C-order buffer for each tensor that the
-header names (``WIRE.md`` beside this package describes the format for other languages). Everything that cannot be read
-is one :class:`WireError`.
+header names; a bundle is several of them in one. ``WIRE.md`` beside this package describes the format for other
+languages. Everything that cannot be read is one :class:`WireError`.
 """
 
+from .bundle import MAX_BUNDLED, MAX_INDEX_BYTES, Bundled, bundle, unbundle
 from .decoding import decode
-from .encoding import encode
+from .encoding import encode, encode_header
 from .endpoint import default_endpoint, socket_directory
 from .messages import (
     BEST_EFFORT,
@@ -61,10 +62,12 @@ __all__ = [
     "FLOAT_DTYPES",
     "INTEGER_DTYPES",
     "ITEM_BYTES",
+    "MAX_BUNDLED",
     "MAX_CODEBOOK_SIZE",
     "MAX_DIMENSIONS",
     "MAX_ENTRIES",
     "MAX_HEADER_BYTES",
+    "MAX_INDEX_BYTES",
     "MAX_INTEGER",
     "MAX_LAYERS",
     "MAX_MESSAGE_BYTES",
@@ -77,6 +80,7 @@ __all__ = [
     "VERSION",
     "Ack",
     "Buffer",
+    "Bundled",
     "Codebooks",
     "Codes",
     "Evaluation",
@@ -92,8 +96,11 @@ __all__ = [
     "Tensor",
     "Welcome",
     "WireError",
+    "bundle",
     "decode",
     "default_endpoint",
     "encode",
+    "encode_header",
     "socket_directory",
+    "unbundle",
 ]

@@ -115,7 +115,7 @@ class _Fields:
         value = self._values.get(key, ())
         if not isinstance(value, (list, tuple)) or len(value) > most:
             raise self._fail(key, f"a list of at most {most} names")
-        names = tuple(_Fields({key: item}).text(key) for item in value)
+        names = tuple(_name(key, item) for item in value)
         if len(set(names)) != len(names):
             raise self._fail(key, "names that differ from each other")
         return names
@@ -133,7 +133,7 @@ class _Fields:
         value = self._values.get(key, {})
         if not isinstance(value, dict) or len(value) > MAX_ENTRIES:
             raise self._fail(key, f"a map of at most {MAX_ENTRIES} entries")
-        return [(_Fields({key: name}).text(key), item) for name, item in value.items()]
+        return [(_name(key, name), item) for name, item in value.items()]
 
     def maps(self, key: str, most: int) -> list[_Fields]:
         value = self._values.get(key, [])
@@ -143,6 +143,13 @@ class _Fields:
 
     def raw(self, key: str) -> object:
         return self._values.get(key)
+
+
+def _name(key: str, value: object) -> str:
+    """Return a name among the entries of a field; as strict as :meth:`_Fields.text`, and made for many of them."""
+    if isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable():
+        return value
+    return _Fields({key: value}).text(key)
 
 
 def _float(key: str, value: object) -> float:

@@ -37,6 +37,12 @@ def encode(message: Message) -> list[Frame]:
     Buffers are passed through, not copied: the caller must not change them before they are sent.
     Raises :class:`WireError` when the header would be longer than :data:`MAX_HEADER_BYTES`.
     """
+    header, tensors = encode_header(message)
+    return [header, *(tensor.data for tensor in tensors)]
+
+
+def encode_header(message: Message) -> tuple[bytes, list[Tensor]]:
+    """Return the header of a message, and the tensors whose buffers follow it. Raises as :func:`encode` does."""
     header, tensors = _PACKERS[message.kind](message)
     header["v"] = VERSION
     header["kind"] = message.kind
@@ -48,7 +54,7 @@ def encode(message: Message) -> list[Frame]:
         raise WireError("field", f"{message.kind} holds what msgpack cannot pack: {error}") from error
     if len(packed) > MAX_HEADER_BYTES:
         raise WireError("header_size", f"{len(packed)} bytes, at most {MAX_HEADER_BYTES}")
-    return [packed, *(tensor.data for _, tensor in tensors)]
+    return packed, [tensor for _, tensor in tensors]
 
 
 _Packed: TypeAlias = tuple[dict[str, Any], list[tuple[str, Tensor]]]

@@ -67,6 +67,16 @@ def test_mutual_information_is_scikit_learns_less_what_shuffled_pairs_show() -> 
     assert shared(first, second) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("largest", [255, 300, 20_000, 300_000])
+def test_how_large_the_numbers_of_codes_are_changes_nothing(largest: int) -> None:
+    """Pairs are numbered in 16, 32 or 64 bits, as their codes need."""
+    rng = np.random.default_rng(11)
+    first = rng.integers(0, 250, 6000)
+    second = np.where(rng.random(6000) < 0.6, first, rng.integers(0, 250, 6000))
+    numbers = np.append(rng.choice(largest, 249, replace=False), largest)
+    assert shared(numbers[first], numbers[second]) == pytest.approx(shared(first, second), rel=1e-12)
+
+
 @pytest.mark.parametrize("copied", [0.0, 0.3, 0.9])
 def test_the_shuffled_baseline_stands_for_the_exact_expectation(copied: float) -> None:
     rng = np.random.default_rng(9)

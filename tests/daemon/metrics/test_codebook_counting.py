@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from vqwatch_daemon.metrics.counting import count_assignments, count_repeats
+from vqwatch_daemon.metrics.counting import count_assignments, count_repeats, narrowed
 
 DTYPES = ["int8", "uint8", "int16", "int32", "int64"]
 
@@ -87,6 +87,25 @@ def test_views_of_any_stride_are_counted_alike() -> None:
     view = np.moveaxis(codes_last, -1, 0)
     for got, expected in zip(count_assignments(view, 8), count_assignments(view.copy(), 8), strict=True):
         assert got.tolist() == expected.tolist()
+
+
+@given(batches())
+def test_indices_as_bytes_count_alike(batch: Batch) -> None:
+    indices, sizes, mask = batch
+    for given_, expected in zip(
+        count_assignments(narrowed(indices), sizes, mask), count_assignments(indices, sizes, mask), strict=True
+    ):
+        assert given_.tolist() == expected.tolist()
+    assert [part.tolist() for part in count_repeats(narrowed(indices), mask)] == [
+        part.tolist() for part in count_repeats(indices, mask)
+    ]
+
+
+@pytest.mark.parametrize("code", [-1, 255, 256, 511])
+def test_only_codes_that_a_byte_can_hold_become_bytes(code: int) -> None:
+    indices = np.array([[0, code]], np.int16)
+    assert narrowed(indices).tolist() == indices.tolist()
+    assert (narrowed(indices).dtype == np.uint8) == (code == 255)
 
 
 @given(batches(), st.data())

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy.stats import poisson
 
-from vqwatch_daemon.metrics import usage
+from vqwatch_daemon.metrics import codebook, entropy, usage
 from vqwatch_daemon.metrics.counting import Repeats, count_assignments, count_repeats
 from vqwatch_daemon.metrics.evidence import DEAD_ERROR, DEAD_SHARE, Verdict, effective_samples, samples_needed, supports
 
@@ -153,6 +153,38 @@ def test_readings_appear_one_by_one_as_evidence_grows() -> None:
         "codebook_dead_codes": 26_000,
         "codebook_dead_ratio": 26_000,
     }
+
+
+@given(
+    arrays(np.int64, (3, 6), elements=st.integers(0, 60)),
+    arrays(np.int64, (2, 3), elements=st.integers(0, 400)),
+    st.lists(st.integers(1, 6), min_size=3, max_size=3),
+)
+def test_the_readings_of_a_step_are_those_of_their_own_functions(
+    drawn: NDArray[np.int64], neighbours: NDArray[np.int64], sizes: list[int]
+) -> None:
+    counts = np.where(np.arange(6) < np.array(sizes)[:, np.newaxis], drawn, 0)
+    n = counts.sum(axis=1)
+    pairs = np.minimum(neighbours.max(axis=0), np.maximum(n - 1, 0))
+    repeats = Repeats(np.minimum(neighbours[0], pairs), pairs)
+    enough = effective_samples(counts, repeats)
+    seen, met = (supports(verdict, enough, sizes) for verdict in (Verdict.UTILIZATION, Verdict.DEAD_CODES))
+    dead = codebook.dead_codes(counts, sizes)
+    expected = {
+        "codebook_size": np.array(sizes, float),
+        "codebook_utilization_ratio": np.where(seen, codebook.utilization(counts, sizes), np.nan),
+        "codebook_perplexity": np.where(seen, entropy.perplexity(counts), np.nan),
+        "codebook_entropy_nats": np.where(seen, entropy.entropy_nats(counts), np.nan),
+        "codebook_entropy_ratio": np.where(seen, entropy.entropy_ratio(counts, sizes), np.nan),
+        "codebook_dead_codes": np.where(met, dead, np.nan),
+        "codebook_dead_ratio": np.where(met, dead / np.array(sizes), np.nan),
+        "codebook_window_samples": n,
+        "codebook_effective_samples": enough,
+    }
+    readings = usage.judged(counts, sizes, repeats)
+    assert readings.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(readings[name], values, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def test_the_stack_is_judged_by_the_layers_that_can_be() -> None:

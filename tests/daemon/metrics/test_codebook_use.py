@@ -17,6 +17,7 @@ from vqwatch_daemon.metrics.entropy import (
     bitrate_efficiency,
     entropy_nats,
     entropy_ratio,
+    n_log_n,
     perplexity,
     perplexity_unbiased,
 )
@@ -74,6 +75,13 @@ def test_the_unbiased_perplexity_is_grassbergers_with_scipys_digamma(counts: Cou
 def test_counts_at_and_beyond_the_table_are_as_exact_as_within(count: int) -> None:
     counts = [count, count + 1, 3]
     assert float(perplexity_unbiased(np.array(counts))) == pytest.approx(grassberger_by_digamma(counts), rel=1e-10)
+
+
+@pytest.mark.parametrize("count", [65_534, 65_535, 65_536, 10**9])
+def test_entropy_is_as_exact_where_the_table_of_logarithms_ends(count: int) -> None:
+    counts = np.array([count, 7, 0])
+    assert float(entropy_nats(counts)) == pytest.approx(float(scipy_entropy(counts)), rel=1e-8)
+    assert float(n_log_n(counts)[0]) == pytest.approx(count * math.log(count), rel=1e-15)
 
 
 @given(used)

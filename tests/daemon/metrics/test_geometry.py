@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -210,6 +211,19 @@ def test_one_bad_value_leaves_no_reading_that_looks_healthy(poison: float, shape
         norm_spread_ratio(codebook),
     ):
         assert math.isnan(value)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 16, 40)])
+def test_without_its_rank_a_codebook_reads_the_same(shape: tuple[int, ...], scale: float) -> None:
+    codebook = drawn(shape)
+    codebook[..., : shape[-2] // 3, :] = codebook[..., :1, :] * np.float32(1.5)
+    codebook[..., -1, :] = 0
+    codebook *= np.float32(scale)
+    whole, short = asdict(geometry(codebook)), asdict(geometry(codebook, rank=False))
+    assert math.isnan(short.pop("effective_rank"))
+    del whole["effective_rank"]
+    assert short == pytest.approx(whole, rel=1e-9, nan_ok=True)
 
 
 def test_huge_finite_values_are_not_taken_for_infinite() -> None:

@@ -8,16 +8,19 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import pearsonr
 from sklearn.metrics import mean_squared_error
 from sklearn.metrics.pairwise import paired_cosine_distances
+from torchmetrics.functional.audio import signal_noise_ratio
 
 from vqwatch_daemon.metrics.reconstruction import HIGHEST_SNR, Reconstruction, Scores, reconstruction
 
 Array = NDArray[np.floating]
-READINGS = ("mse", "snr_db", "cosine", "temporal", "spectral_db")
+READINGS = ("mse", "snr_db", "cosine", "temporal", "temporal_correlation", "spectral_db")
 
 
 def drawn(shape: tuple[int, ...], seed: int = 0, noise: float = 0.5) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -26,10 +29,15 @@ def drawn(shape: tuple[int, ...], seed: int = 0, noise: float = 0.5) -> tuple[ND
     return x, (x + noise * rng.standard_normal(shape)).astype(np.float32)
 
 
+def correlation(moved: list[float], followed: list[float]) -> float:
+    varied = len(moved) > 1 and min(np.std(moved), np.std(followed)) > 1e-3 * max(np.mean(moved), np.mean(followed))
+    return pearsonr(moved, followed).statistic if varied else math.nan
+
+
 def by_loop(x: Array, y: Array, mask: NDArray[np.bool_]) -> dict[str, float]:
     """The definitions, frame by frame."""
     error = signal = count = dot = xx = yy = 0.0
-    cosines = []
+    cosines, moved, followed = [], [], []
     for b, t in np.ndindex(*mask.shape):
         if not mask[b, t]:
             continue
@@ -44,11 +52,14 @@ def by_loop(x: Array, y: Array, mask: NDArray[np.bool_]) -> dict[str, float]:
             dx = float(np.linalg.norm(x[b, t + 1].astype(np.float64) - p))
             dy = float(np.linalg.norm(y[b, t + 1].astype(np.float64) - q))
             dot, xx, yy = dot + dx * dy, xx + dx * dx, yy + dy * dy
+            moved.append(dx)
+            followed.append(dy)
     return {
         "mse": error / count if count else math.nan,
         "snr_db": 10 * math.log10(signal / error) if signal and error else math.nan,
         "cosine": float(np.mean(cosines)) if cosines else math.nan,
         "temporal": dot / math.sqrt(xx * yy) if xx and yy else math.nan,
+        "temporal_correlation": correlation(moved, followed),
     }
 
 
@@ -81,6 +92,57 @@ def test_without_a_mask_the_readings_are_torchs_and_scikit_learns() -> None:
     assert seen.cosine == pytest.approx(1 - paired_cosine_distances(*flat).mean())
     assert seen.temporal == pytest.approx(torch.nn.functional.cosine_similarity(*steps, dim=0).item())
     assert seen.snr_db == pytest.approx(10 * torch.log10((tx**2).sum() / ((tx - ty) ** 2).sum()).item())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_error_noise_and_direction_are_torchmetrics(scale: float) -> None:
+    x, y = (v * np.float32(scale) for v in drawn((3, 40, 24), noise=0.2))
+    seen = reconstruction(x, y)
+    frames = torch.from_numpy(y).double().flatten(0, 1), torch.from_numpy(x).double().flatten(0, 1)
+    whole = frames[0].flatten(), frames[1].flatten()
+    assert seen.mse == pytest.approx(torchmetrics.functional.mean_squared_error(*whole).item(), rel=1e-5)
+    assert seen.snr_db == pytest.approx(signal_noise_ratio(*whole).item(), rel=1e-5)
+    cosine = torchmetrics.functional.cosine_similarity(*frames, reduction="mean")
+    assert seen.cosine == pytest.approx(cosine.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1e-4, 0.01, 0.15, 0.2, 0.24, 0.26, 0.3, 1.0])
+def test_the_steps_of_slow_features_keep_their_precision(stride: float) -> None:
+    """From frames that hardly move, where a difference of squares would be rounding, to frames of their own."""
+    rng = np.random.default_rng(3)
+    walks = rng.standard_normal((2, 1, 300, 512)) * stride
+    walks[:, :, 0] = rng.standard_normal((2, 1, 512))
+    for t in range(1, 300):
+        walks[:, :, t] += walks[:, :, t - 1] / math.sqrt(1 + stride**2)
+    x, y = walks.astype(np.float32)
+    mask = np.ones((1, 300), bool)
+    mask[0, 140:150] = False
+    assert reconstruction(x, y, mask).temporal == pytest.approx(by_loop(x, y, mask)["temporal"], rel=1e-6)
+
+
+@pytest.mark.parametrize("dim", [8, 64, 1024])
+def test_shuffled_frames_leave_the_cosine_of_distances_high_and_their_correlation_at_none(dim: int) -> None:
+    x, y = drawn((4, 400, dim), noise=0.3)
+    shuffled = y[:, np.random.default_rng(9).permutation(400)]
+    healthy, lost = reconstruction(x, y, spectral=False), reconstruction(x, shuffled, spectral=False)
+    assert lost.temporal > 0.9
+    assert healthy.temporal_correlation > 0.8
+    assert abs(lost.temporal_correlation) < 0.1
+
+
+def test_one_pace_correlates_with_nothing() -> None:
+    x = np.tile(np.arange(50.0)[:, np.newaxis], (1, 1, 3)).reshape(1, 50, 3)
+    y = x + np.random.default_rng(0).standard_normal(x.shape)
+    assert math.isnan(reconstruction(x, y).temporal_correlation)
+    assert reconstruction(y, y).temporal_correlation == pytest.approx(1)
+    assert math.isnan(reconstruction(y[:, :2], y[:, :2]).temporal_correlation)
+
+
+def test_frames_that_stand_still_have_no_steps_at_all() -> None:
+    x = np.repeat(np.random.default_rng(4).standard_normal((1, 1, 700), np.float32), 90, axis=1)
+    moving = x + np.random.default_rng(5).standard_normal(x.shape, np.float32)
+    assert math.isnan(reconstruction(x, x).temporal)
+    assert reconstruction(x, moving).temporal == 0
 
 
 def test_the_jump_at_the_masks_edge_is_no_temporal_consistency() -> None:

@@ -12,10 +12,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tests.emitter.families import libraries
+from tests.messages import Trainer
 
+from vqwatch.wire import Layer
 from vqwatch_daemon.metrics.ema import mismatch
 from vqwatch_daemon.metrics.geometry import geometry
 from vqwatch_daemon.metrics.revivals import Snapshot, Unreplaced, revivals, threshold_to_uniform_ratio
+from vqwatch_daemon.run import Run
 
 
 def encodec_module() -> Any:
@@ -120,16 +123,40 @@ def test_a_k_means_initialisation_that_shrinks_the_codebook_is_seen(module: Call
     assert mismatch(sound._codebook.embed.detach().numpy(), latents.numpy()).norm_ratio > 0.7
 
 
-def test_one_nan_vector_that_poisons_the_codebook_is_seen() -> None:
-    layer = lucidrains(dim=8, codebook_size=64, decay=0.9)
-    latents = torch.randn(1, 256, 8)
-    layer(latents)
-    assert geometry(layer._codebook.embed.detach().numpy()).nonfinite_values == 0
-    latents[0, 17] = math.nan
-    layer(latents)
-    reading = geometry(layer._codebook.embed.detach().numpy())
-    assert reading.nonfinite_values == 64 * 8
-    assert math.isnan(reading.effective_rank)
+@pytest.mark.parametrize("library", ["encodec", "audiocraft", "lucidrains"])
+def test_one_nan_vector_that_poisons_the_whole_codebook_is_seen_there_and_in_the_next_clean_codes(library: str) -> None:
+    torch.manual_seed(0)
+    if library == "lucidrains":
+        layer = lucidrains(dim=8, codebook_size=64, decay=0.9)
+        leaf = layer._codebook
+    else:
+        module = encodec_module() if library == "encodec" else audiocraft_module()
+        leaf = layer = module.EuclideanCodebook(dim=8, codebook_size=64, kmeans_init=False, decay=0.9)
+        layer.train()
+    run, trainer = Run("r", 1, now=0.0), Trainer()
+    run.apply(trainer.hello((Layer("0", "ema", 64, 8, decay=0.9),)), 0.0)
+
+    def train(step: int, latents: Any) -> None:
+        indices = layer(latents)[1]
+        run.apply(trainer.codes(step, indices.numpy().reshape(1, 1, -1)), float(step))
+        book = leaf.embed.detach().numpy().reshape(64, 8)
+        run.apply(
+            trainer.codebooks(step, codebook={"0": book}, cluster_size={"0": leaf.cluster_size.reshape(64).numpy()}),
+            float(step),
+        )
+
+    train(1, torch.randn(1, 256, 8))
+    assert run.readings["codebook_nonfinite_values"] == {("0",): 0.0}
+    assert run.readings["codebook_zero_index_ratio"]["0",] < 0.5
+    spoilt = torch.randn(1, 256, 8)
+    spoilt[0, 17] = math.nan
+    train(2, spoilt)
+    assert run.readings["codebook_nonfinite_values"]["0",] >= 64 * 8
+    assert run.readings["nonfinite_total"]["codebook",] >= 64 * 8
+    assert math.isnan(geometry(leaf.embed.detach().numpy().reshape(64, 8)).effective_rank)
+    train(3, torch.randn(1, 256, 8))
+    assert run.readings["codebook_zero_index_ratio"] == {("0",): 1.0}
+    assert run.readings["codebook_nonfinite_values"]["0",] >= 64 * 8
 
 
 def test_churn_is_seen_and_was_to_be_foreseen() -> None:

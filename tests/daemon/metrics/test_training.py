@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -14,7 +13,6 @@ from vqwatch_daemon.metrics.training import (
     loss_shares,
     ratio,
     seconds_per_step,
-    slope,
     stalled_ratio,
     steps_per_second,
 )
@@ -90,27 +88,6 @@ def test_steps_that_go_backwards_or_repeat_count_as_one_later() -> None:
     for step, value in ((100, 1.0), (40, 2.0), (40, 3.0)):
         rewound.update(step, value)
     assert rewound.value == pytest.approx(forward.value)
-
-
-@given(st.lists(st.tuples(st.integers(0, 1000), finite), min_size=3, max_size=40, unique_by=lambda pair: pair[0]))
-def test_the_slope_is_polyfits(points: list[tuple[int, float]]) -> None:
-    steps, values = zip(*points, strict=True)
-    expected = np.polyfit(np.array(steps) - np.mean(steps), values, 1)[0]
-    assert slope(steps, values) == pytest.approx(expected, rel=1e-6, abs=1e-6)
-
-
-def test_the_slope_late_in_a_run_is_as_precise_as_early() -> None:
-    steps = [10_000_000 + i for i in range(100)]
-    assert slope(steps, [5 - 1e-4 * i for i in range(100)]) == pytest.approx(-1e-4, rel=1e-6)
-
-
-@pytest.mark.parametrize("points", [([], []), ([1], [2.0]), ([1, 1], [2.0, 3.0]), ([1, 2], [math.nan, 3.0])])
-def test_fewer_than_two_different_steps_have_no_slope(points: tuple[list[float], list[float]]) -> None:
-    assert math.isnan(slope(*points))
-
-
-def test_a_bad_value_is_left_out_of_the_slope() -> None:
-    assert slope([0, 1, 2, 3], [0.0, math.nan, 2.0, 3.0]) == pytest.approx(1)
 
 
 def test_speed_is_the_usual_one_whatever_pauses_there_were() -> None:

@@ -14,6 +14,7 @@ from vqwatch.backlog import Backlog
 from vqwatch.link import PATIENCE_SECONDS, Link
 from vqwatch.settings import Keys
 from vqwatch.wire import Ack, Codes, Goodbye, Hello, Origin, Stop, Tensor, Welcome, decode, encode
+from vqwatch_daemon.app import TICK_SECONDS
 from vqwatch_daemon.delivery import Book
 
 ORIGIN = Origin("test", 0, "s1")
@@ -171,9 +172,24 @@ def test_a_silent_daemon_is_asked_again_by_the_oldest_message_ever_more_seldom(l
     line.must_arrive(0, 1)
     line.turn()
     for tick in range(1, 160):
-        line.link.turn(started + 0.1 * tick)
+        line.link.turn(started + 0.1 * tick * PATIENCE_SECONDS)
     until(lambda: len(peer.seen) >= 6, lambda: peer.take(1))
-    assert steps(peer.take(20).seen) == [0, 1, 0, 0, 0, 0]  # after 1, 2, 4 and 8 seconds
+    assert steps(peer.take(20).seen) == [0, 1, 0, 0, 0, 0]  # after 1, 2, 4 and 8 times the patience
+
+
+def test_the_patience_outlasts_two_of_the_daemons_turns() -> None:
+    assert PATIENCE_SECONDS > 2 * TICK_SECONDS
+
+
+def test_an_answer_to_an_introduction_makes_nothing_come_again(
+    lines: Callable[..., Line], peers: Callable[..., Peer], endpoint: str
+) -> None:
+    line, peer = lines(endpoint), peers(endpoint)
+    line.link.introduce(hello, time.monotonic())
+    line.must_arrive(*range(5))
+    until(lambda: line.backlog.sent_all, line.turn)  # before anybody answers
+    until(line.acknowledged, lambda: (line.turn(), peer.take(1)))
+    assert [message.kind for message in peer.seen] == ["hello", *["goodbye"] * 5]
 
 
 def test_an_answer_that_was_lost_is_asked_for_and_nothing_is_applied_twice(line: Line, peer: Peer) -> None:

@@ -75,9 +75,16 @@ def test_what_the_next_step_will_want_is_known_before_it() -> None:
     schedule = Schedule({"energies": 3, "codes": 1}, 1.0)
     expected = []
     for step in range(20):
-        announced = schedule.expects("energies")
+        announced = schedule.is_due("energies", step, schedule.last)
         expected.append(announced == ("energies" in schedule.due(step)))
     assert all(expected)
+
+
+def test_the_next_step_at_which_a_kind_is_due_is_known() -> None:
+    schedule = Schedule({"reconstruction": 7, "codes": 1}, 1.0)
+    due = [step for step in range(60) if "reconstruction" in schedule.due(step)]
+    for step in range(1, 40):
+        assert schedule.next_after("reconstruction", step) == next(later for later in due if later > step)
 
 
 def test_codes_are_due_by_routine_when_they_are_due() -> None:

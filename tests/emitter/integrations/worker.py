@@ -8,12 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import distributed, nn
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
-import standins
 from libraries import library
 from small import Autoencoder
 
@@ -36,17 +34,7 @@ class Encodec(nn.Module):
         return {"loss": result.quantized.square().mean() + result.penalty}
 
 
-class Mixed(Autoencoder):
-    """Two layers moved by averages and one that is learned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.quantizer.layers.append(standins.SinkhornVectorQuantizer(16, 8))
-
-
 def wrapped(mode: str) -> nn.Module:
-    if mode == "fsdp":
-        return fully_shard(Mixed())
     return DistributedDataParallel(Encodec() if mode == "encodec" else Autoencoder(), broadcast_buffers=False)
 
 

@@ -1,0 +1,178 @@
+"""Steps kept as they were given, so that what they hold is looked at, and copied, for several at once.
+
+Between two of the trainer's steps every cache is the trainer's: what a step touches first costs ten times what it costs
+in a loop, and the first call into CUDA more than all the rest. So an ordinary step on a device keeps its tensors and
+returns. What is kept must not change meanwhile: a tensor that is written to gets a new version, and memory that is used
+again, such as the outputs of a replayed CUDA graph, has the same address twice; :meth:`Held.changed` and the
+:class:`Keeper` tell. Collectives write without a new version: where ranks talk, numbers are copied at once.
+
+Knows no device, no schedule and no socket. Imports torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+if TYPE_CHECKING:
+    from .collect import Collector
+
+_Tensor: Final = torch.Tensor
+_monotonic: Final = time.monotonic
+_time_ns: Final = time.time_ns
+_no_grad: Any = torch.no_grad
+
+
+class Held:
+    """One step as it was given. ``values`` are its losses, detached, beside ``names``; ``versions`` are of a moment."""
+
+    __slots__ = (
+        "codes", "gradients", "mask", "names", "norm", "norms", "rates", "step", "tapped", "time_ns", "values",
+        "versions",
+    )  # fmt: skip
+
+    step: int
+    time_ns: int
+    names: tuple[str, ...]
+    values: list[Any]
+    norm: torch.Tensor | None
+    norms: Mapping[str, tuple[torch.Tensor, int]]
+    rates: list[Any]
+    codes: torch.Tensor | None
+    tapped: Sequence[tuple[str, torch.Tensor]]
+    mask: torch.Tensor | None
+    versions: list[int]
+    gradients: tuple[torch.Tensor, list[str]] | None
+
+    def arrays(self) -> list[torch.Tensor]:
+        """Return codes and mask."""
+        found = [indices for _, indices in self.tapped] if self.codes is None else [self.codes]
+        if self.mask is not None:
+            found.append(self.mask)
+        return found
+
+    def numbers(self) -> list[torch.Tensor]:
+        """Return the losses and the norm that are tensors."""
+        found = [value for value in self.values if type(value) is _Tensor]
+        if self.norm is not None:
+            found.append(self.norm)
+        return found
+
+    def changed(self) -> tuple[bool, bool]:
+        """Return whether a number, and whether codes or mask were written to since the step."""
+        numbers = self.numbers()
+        now = [value._version for value in (*numbers, *self.arrays())]
+        if now == self.versions:
+            return False, False
+        count = len(numbers)
+        return now[:count] != self.versions[:count], now[count:] != self.versions[count:]
+
+
+class Keeper:
+    """Keeps up to ``most`` steps of one thread. ``since`` is when the oldest was given, monotonic seconds.
+
+    ``at_once`` says that numbers are to be copied when they are given. ``numbers_reused`` and ``arrays_reused`` are set
+    when memory was used again under what is kept: the step before the last in ``held`` is then not to be believed.
+    """
+
+    __slots__ = (
+        "_collector", "_groups", "_number", "_owner", "_place", "arrays_reused", "at_once", "held", "last", "most",
+        "numbers_reused", "since",
+    )  # fmt: skip
+
+    def __init__(self, collector: Collector, groups: Sequence[Mapping[str, Any]], last: int) -> None:
+        self.held: list[Held] = []
+        self.last = last
+        self.most = 1
+        self.since = 0.0
+        self.at_once = False
+        self.numbers_reused = self.arrays_reused = False
+        self._collector = collector
+        self._groups = groups
+        self._owner = get_ident()
+        self._number = self._place = 0
+
+    def keep(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any, now: float) -> bool:
+        """Keep a step; return False, with nothing done, where it cannot be kept."""
+        if step <= self.last or type(losses) is not dict or get_ident() != self._owner:
+            return False
+        if not (
+            (codes is None or type(codes) is _Tensor)
+            and (mask is None or type(mask) is _Tensor)
+            and (grad_norm is None or type(grad_norm) is _Tensor)
+        ):
+            return False
+        held = Held()
+        held.values = values = []
+        held.versions = versions = []
+        number = 0
+        for value in losses.values():
+            if type(value) is _Tensor:
+                versions.append(value._version)
+                value = value.detach()  # not to keep the graph that it hangs on
+                number = number or value.data_ptr()
+            elif type(value) is not float:
+                return False
+            values.append(value)
+        held.norm = grad_norm
+        if grad_norm is not None:
+            versions.append(grad_norm._version)
+        collector = self._collector
+        held.codes = codes
+        if codes is not None:
+            held.tapped = ()
+            versions.append(codes._version)
+            place = codes.data_ptr()
+        else:
+            held.tapped = tapped = collector.tapped
+            place = tapped[0][1].data_ptr() if tapped else 0
+            for _, indices in tapped:
+                versions.append(indices._version)
+        held.mask = mask
+        if mask is not None:
+            versions.append(mask._version)
+        held.rates = [group["lr"] for group in self._groups]
+        held.step = step
+        held.time_ns = _time_ns()
+        held.names = tuple(losses)
+        held.norms = collector.norms
+        held.gradients = None
+        if collector.tapped:
+            collector.tapped = []
+        if collector.norms:
+            collector.norms = {}
+        collector.wants_codes = codes is None
+        if self.at_once:
+            self._copy_numbers(held)
+        elif self.held and number == self._number != 0:
+            self.numbers_reused = True
+        if self.held and place == self._place != 0:
+            self.arrays_reused = True
+        if not self.held:
+            self.since = now
+        self._number, self._place = number, place
+        self.last = step
+        self.held.append(held)
+        return True
+
+    def _copy_numbers(self, held: Held) -> None:
+        """Let a step have copies of its numbers."""
+        numbers = held.numbers()
+        if not numbers:
+            return
+        with _no_grad():
+            copies = list(torch.stack([number.reshape(()) for number in numbers]).unbind())
+        held.versions[: len(copies)] = [copies[0]._version] * len(copies)
+        if held.norm is not None:
+            held.norm = copies.pop()
+        copies.reverse()
+        held.values = [copies.pop() if type(value) is _Tensor else value for value in held.values]
+
+    def take(self) -> list[Held]:
+        """Return the steps that are kept, and keep them no longer."""
+        held, self.held = self.held, []
+        return held

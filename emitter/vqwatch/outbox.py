@@ -1,0 +1,146 @@
+"""Steps on their way to the daemon: each is sent, in order, once its copies have arrived on the host. Never waits,
+except where it is told to."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from .collect import Entry
+from .complaints import Complaints
+from .link import Link
+from .scalars import LOSS, MODULE, NORM, RATE
+from .schedule import Schedule
+from .wire import Frame, Origin, Step, encode
+
+if TYPE_CHECKING:
+    import zmq
+
+    from .routine import Batch
+
+MOST_PENDING: Final = 256
+"""Steps whose copies may be under way at once."""
+
+_LOOK_SECONDS: Final = 0.0005
+
+
+class Outbox:
+    """The steps that have been taken and not sent yet; ``last_step`` is the last one sent."""
+
+    def __init__(self, origin: Origin, link: Link, plan: Schedule, complaints: Complaints) -> None:
+        self.last_step = 0
+        self._origin = origin
+        self._link = link
+        self._plan = plan
+        self._complaints = complaints
+        self._pending: deque[Entry | Batch] = deque()
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def add(self, entry: Entry | Batch) -> None:
+        """Take what has been staged."""
+        if len(self._pending) >= MOST_PENDING:
+            self._complaints.dropped["step:pending"] += 1 if isinstance(entry, Entry) else len(entry.steps)
+            if entry.slot is not None:
+                entry.slot.release([])
+            return
+        self._pending.append(entry)
+
+    @property
+    def arrived(self) -> bool:
+        """Return whether the oldest can be sent."""
+        return bool(self._pending) and self._pending[0].arrived
+
+    def send(self, now: float, at_most: int = MOST_PENDING) -> float:
+        """Send, in order, what has arrived; return the seconds that went to arrays."""
+        spent = 0.0
+        while at_most and self.arrived:
+            at_most -= 1
+            entry = self._pending.popleft()
+            if not isinstance(entry, Entry):
+                spent += self._send_batch(entry, now)
+                continue
+            entry.resolve()
+            if not entry.alone:
+                self._link.must_arrive("step", self._step_message(entry), now)
+                self.last_step = entry.step
+            spent += self._send_arrays(entry, now)
+            self._plan.spent(entry.costs)
+        return spent
+
+    def _send_batch(self, batch: Batch, now: float) -> float:
+        """Send the steps of a batch, with their arrays, as one message where that can be."""
+        started = time.monotonic()
+        entries: list[Entry] = []
+        for taken in batch.steps:
+            entry = Entry(taken.step)
+            taken.fill(entry, batch.slot)
+            entry.resolve()
+            entries.append(entry)
+        arrays = [(kind, functools.partial(build, entry)) for entry in entries for kind, build in entry.outgoing]
+        slot = batch.slot
+        messages = [self._step_message(entry) for entry in entries]
+        slot.release(self._link.together(messages, arrays, slot.data, slot.place, now))
+        self.last_step = entries[-1].step
+        seconds = (time.monotonic() - started) / 2
+        self._plan.spent(batch.costs(seconds))
+        return seconds if arrays else 0.0
+
+    def wait(self, clock: Callable[[], float], deadline: float) -> None:
+        """Send everything, waiting for copies that are under way until ``deadline``."""
+        while self._pending:
+            self.send(clock())
+            if clock() >= deadline:
+                return
+            if self._pending:
+                time.sleep(_LOOK_SECONDS)
+
+    def _send_arrays(self, entry: Entry, now: float) -> float:
+        total = 0.0
+        trackers: list[zmq.MessageTracker] = []
+        if entry.alone and entry.slot is not None and len(entry.outgoing) == 1:  # all of it lies in the slot
+            started = time.monotonic()
+            ((kind, build),) = entry.outgoing
+            with contextlib.suppress(KeyError):
+                slot = entry.slot
+                trackers = self._link.together(
+                    [], [(kind, functools.partial(build, entry))], slot.data, slot.place, now
+                )
+            total = time.monotonic() - started
+            entry.costs[kind] = entry.costs.get(kind, 0.0) + total
+            entry.slot.release(trackers)
+            return total
+        for kind, build in entry.outgoing:
+            started = time.monotonic()
+            with contextlib.suppress(KeyError):  # one of its arrays was left out, and counted
+                trackers += self._link.best_effort(kind, functools.partial(build, entry)) or ()
+            seconds = time.monotonic() - started
+            entry.costs[kind] = entry.costs.get(kind, 0.0) + seconds
+            total += seconds
+        if entry.slot is not None:
+            entry.slot.release(trackers)
+        return total
+
+    def _step_message(self, entry: Entry) -> Callable[[int, int], list[Frame]]:
+        known = entry.scalars.known
+        nothing: dict[str, float] = {}
+        losses, norms, rates = known.get(LOSS, nothing), known.get(NORM, nothing), known.get(RATE, nothing)
+        modules = known.get(MODULE, nothing)
+        energies = entry.energies() if entry.rows else {}
+        input_energy = energies.pop("", None)
+        origin, plan, dropped = self._origin, self._plan, self._complaints.dropped
+
+        def make(seq: int, first: int) -> list[Frame]:
+            return encode(
+                Step(
+                    origin, seq, first, entry.time_ns, entry.step, losses, norms.get(""), modules, rates, input_energy,
+                    energies, None, dropped, plan.every, plan.overhead,
+                )
+            )  # fmt: skip
+
+        return make

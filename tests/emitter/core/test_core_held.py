@@ -1,0 +1,162 @@
+"""Steps kept for a moment are those that were given, or are left out."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqwatch.held import Held, Keeper
+
+
+class Hooks:
+    """What a keeper needs of the collector."""
+
+    def __init__(self) -> None:
+        self.tapped: list[tuple[str, Tensor]] = []
+        self.norms: dict[str, tuple[Tensor, int]] = {}
+        self.wants_codes = True
+
+
+GROUPS: list[dict[str, Any]] = [{"lr": 0.5}]
+
+
+@pytest.fixture
+def hooks() -> Hooks:
+    return Hooks()
+
+
+@pytest.fixture
+def keeper(hooks: Hooks) -> Keeper:
+    kept = Keeper(hooks, GROUPS, -1)  # type: ignore[arg-type]  # the three attributes that it reads
+    kept.most = 8
+    return kept
+
+
+def keep(keeper: Keeper, step: int, **given: Any) -> bool:
+    wanted: dict[str, Any] = {"losses": {}, "codes": None, "mask": None, "grad_norm": None, **given}
+    return keeper.keep(step, wanted["losses"], wanted["codes"], wanted["mask"], wanted["grad_norm"], 1.0)
+
+
+def only(keeper: Keeper) -> Held:
+    (held,) = keeper.take()
+    return held
+
+
+def test_a_step_is_kept_as_it_was_given(keeper: Keeper) -> None:
+    loss, codes, mask, norm = torch.tensor(2.0), torch.arange(6), torch.ones(6), torch.tensor(3.0)
+    assert keep(keeper, 4, losses={"total": loss, "aux": 0.25}, codes=codes, mask=mask, grad_norm=norm)
+    held = only(keeper)
+    assert (held.step, held.names, held.rates) == (4, ("total", "aux"), [0.5])
+    assert held.values == [loss, 0.25]
+    assert held.arrays() == [codes, mask]
+    assert held.numbers() == [loss, norm]
+    assert held.changed() == (False, False)
+
+
+def test_what_hooks_told_is_kept_once(keeper: Keeper, hooks: Hooks) -> None:
+    hooks.tapped = [("0", torch.arange(3)), ("1", torch.arange(3))]
+    hooks.norms = {"": (torch.tensor(1.0), 3)}
+    assert keep(keeper, 0, losses={"total": torch.tensor(1.0)})
+    held = only(keeper)
+    assert [layer for layer, _ in held.tapped] == ["0", "1"]
+    assert list(held.norms) == [""]
+    assert (hooks.tapped, hooks.norms, hooks.wants_codes) == ([], {}, True)
+
+
+def test_a_loss_is_kept_without_the_graph_that_it_hangs_on(keeper: Keeper) -> None:
+    loss = torch.ones(3, requires_grad=True).sum()
+    assert keep(keeper, 0, losses={"total": loss})
+    assert only(keeper).values[0].grad_fn is None
+
+
+def test_a_number_that_is_written_to_is_noticed(keeper: Keeper) -> None:
+    loss = torch.ones(3, requires_grad=True).sum()
+    keep(keeper, 0, losses={"total": loss}, codes=torch.arange(3))
+    with torch.no_grad():
+        loss.mul_(2)
+    assert only(keeper).changed() == (True, False)
+
+
+@pytest.mark.parametrize("which", ["codes", "mask"])
+def test_codes_or_a_mask_that_are_written_to_are_noticed(keeper: Keeper, which: str) -> None:
+    given = {"codes": torch.arange(3), "mask": torch.ones(3)}
+    keep(keeper, 0, losses={"total": torch.tensor(1.0)}, **given)
+    given[which][0] = 7
+    assert only(keeper).changed() == (False, True)
+
+
+def test_codes_that_a_hook_told_and_that_are_written_to_are_noticed(keeper: Keeper, hooks: Hooks) -> None:
+    hooks.tapped = [("0", torch.arange(3)), ("1", torch.arange(3))]
+    last = hooks.tapped[-1][1]
+    keep(keeper, 0, losses={"total": torch.tensor(1.0)})
+    last.zero_()
+    assert only(keeper).changed() == (False, True)
+
+
+def test_memory_that_is_used_again_is_noticed_for_what_it_holds(keeper: Keeper) -> None:
+    codes = torch.arange(3)
+    for step in range(2):
+        keep(keeper, step, losses={"total": torch.tensor(float(step))}, codes=codes.detach())
+    assert (keeper.numbers_reused, keeper.arrays_reused) == (False, True)
+
+
+def test_a_loss_in_the_same_memory_as_the_one_before_is_noticed(keeper: Keeper) -> None:
+    loss = torch.tensor(1.0)
+    for step in range(2):
+        keep(keeper, step, losses={"total": loss}, codes=torch.arange(3))
+    assert (keeper.numbers_reused, keeper.arrays_reused) == (True, False)
+
+
+def test_new_memory_at_each_step_is_no_memory_used_again(keeper: Keeper) -> None:
+    for step in range(8):
+        keep(keeper, step, losses={"total": torch.tensor(float(step))}, codes=torch.arange(3))
+    assert (keeper.numbers_reused, keeper.arrays_reused) == (False, False)
+    assert not any(held.changed() != (False, False) for held in keeper.held)
+
+
+def test_numbers_that_others_may_write_to_are_copied_at_once(keeper: Keeper) -> None:
+    keeper.at_once = True
+    loss, norm = torch.tensor(1.0), torch.tensor(2.0)
+    keep(keeper, 0, losses={"total": loss, "aux": 0.5}, grad_norm=norm, codes=torch.arange(3))
+    with torch.no_grad():
+        loss.data.fill_(9.0)  # as a collective does: no new version
+        norm.data.fill_(9.0)
+    held = only(keeper)
+    assert [float(value) for value in held.values] == [1.0, 0.5]
+    assert held.norm is not None
+    assert float(held.norm) == 2.0
+    assert held.changed() == (False, False)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"losses": torch.tensor(1.0)},
+        {"losses": {"total": 1}},
+        {"losses": {"total": torch.tensor(1.0)}, "codes": [torch.arange(3)]},
+        {"losses": {"total": torch.tensor(1.0)}, "mask": [True]},
+        {"losses": {"total": torch.tensor(1.0)}, "grad_norm": 1.0},
+    ],
+)
+def test_what_is_no_plain_tensor_is_left_to_the_general_way(keeper: Keeper, hooks: Hooks, given: Any) -> None:
+    hooks.tapped = [("0", torch.arange(3))]
+    assert not keep(keeper, 0, **given)
+    assert keeper.held == []
+    assert len(hooks.tapped) == 1
+
+
+def test_a_step_that_goes_back_is_left_to_the_general_way(keeper: Keeper) -> None:
+    assert keep(keeper, 5, losses={"total": torch.tensor(1.0)})
+    assert not keep(keeper, 5, losses={"total": torch.tensor(1.0)})
+
+
+def test_another_thread_is_left_to_the_general_way(keeper: Keeper) -> None:
+    kept: list[bool] = []
+    thread = threading.Thread(target=lambda: kept.append(keep(keeper, 0, losses={"total": torch.tensor(1.0)})))
+    thread.start()
+    thread.join()
+    assert kept == [False]
