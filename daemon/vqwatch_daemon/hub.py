@@ -251,8 +251,9 @@ class Hub:
             if transition.to in ("firing", "resolved") and not self._replaying:
                 labels = {key: value for key, value in alert.labels.items() if key not in ("alertname", "severity")}
                 why = f" ({transition.reason})" if transition.reason else ""
+                summary = alert.annotations.get("summary", "")
                 _log.log(level, "%s %s %s at step %d%s: %s", alert.severity, alert.name, transition.to,
-                         transition.step, why, alert.annotations.get("summary", ""), extra={"labels": labels})  # fmt: skip
+                         transition.step, why, summary, extra={"labels": labels})  # fmt: skip
             for observer in self.observers:
                 observer.transition(transition)
             if transition.to == "firing" and alert.action == "stop" and self._allow_stop:

@@ -174,7 +174,7 @@ class Engine:
             state.presence = presence
 
     def finish(self, run: str, before: float, reason: str) -> list[Transition]:
-        """End what began about a run up to ``before``: it is over. Its readings stay, it may go on, and alerts may come.
+        """End what began about a run up to ``before``: it is over. Its readings stay, and it may go on or be evaluated.
 
         Whoever was told of an alert is told of its end, as after `forget`.
         """

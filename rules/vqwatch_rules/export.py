@@ -33,8 +33,8 @@ def export(ruleset: RuleSet, form: Form = "prometheus", *, timing: Timing | None
         f"# Alerting rules of vqwatch for training steps of {timing.step_seconds:g} s and a scrape interval of "
         f"{timing.scrape_seconds:g} s.",
         "# Prometheus sees the state at each scrape, the daemon every step: what happens between two scrapes is lost,",
-        "# and an alert on a reading that turns NaN ends here while the daemon holds it. Alerts of a run that ended fire",
-        "# here until the daemon forgets the run. That a daemon is down is told by deploy/prometheus/rules/meta-alerts.yml.",
+        "# an alert on a reading that turns NaN ends here (the daemon holds it), and alerts of a run that ended go on",
+        "# until the daemon forgets the run. That a daemon is down is told by deploy/prometheus/rules/meta-alerts.yml.",
     ]
     if ruleset.runbook_base == DEFAULT_RUNBOOK_BASE:
         lines.append("# runbook_url is a path on the daemon: give --runbook-base to make it a link.")

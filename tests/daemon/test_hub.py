@@ -185,7 +185,7 @@ def test_a_bad_evaluation_of_a_run_that_ended_long_ago_is_told(tmp_path: Path) -
 def test_a_run_that_is_gone_without_a_goodbye_keeps_its_alerts_and_that_it_is_gone(tmp_path: Path) -> None:
     here, trainer = Hub(Book("d"), Engine(load([], VOCABULARY))), Trainer()
     say(here, trainer, trainer.hello(), trainer.step(1, losses={"total": math.nan}), now=0.0)
-    for now in range(0, 1801):
+    for now in range(1801):
         here.tick(float(now))
     assert {alert.name for alert in here.alerts() if alert.state == "firing"} == {"VqLossNotFinite", "VqTrainerGone"}
 
