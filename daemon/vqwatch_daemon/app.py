@@ -35,6 +35,7 @@ from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.delivery import Book
 from vqwatch_daemon.exposition import Snapshot, exposition
 from vqwatch_daemon.history import History
+from vqwatch_daemon.history.entries import entry
 from vqwatch_daemon.hub import Hub
 from vqwatch_daemon.keeper import Keeper
 from vqwatch_daemon.keys import Keys
@@ -293,18 +294,4 @@ class _Recorder:
         self._history.record_usage(run, step, now, counts)
 
     def transition(self, transition: Transition) -> None:
-        alert = transition.alert
-        self._history.record_alert(
-            {
-                "run": alert.run,
-                "time": transition.now,
-                "step": transition.step,
-                "name": alert.name,
-                "severity": alert.severity,
-                "from": transition.from_,
-                "to": transition.to,
-                "labels": dict(alert.labels),
-                "annotations": dict(alert.annotations),
-                "value": alert.value,
-            }
-        )
+        self._history.record_alert(entry(transition))

@@ -48,6 +48,13 @@ USAGE_EVERY_SECONDS: Final = 10.0
 MOST_RANKS: Final = 8192
 """Ranks of one run that are told apart."""
 
+LAST_WORDS_SECONDS: Final = 5.0
+"""How long after the goodbyes the last steps are still judged as they come together."""
+
+TOLD_SECONDS: Final = 360.0
+"""How long after the goodbyes the alerts of a run go on. Longer than Alertmanager's default ``group_interval`` of five
+minutes: what ends before a group is notified is never told to anybody, and a NaN often ends the run itself."""
+
 MOST_LOGGED: Final = 1000
 """Different complaints about runs that are logged; more are counted only."""
 
@@ -220,13 +227,13 @@ class Hub:
 
     # --- changes out ---------------------------------------------------------------------------------------------
 
-    def _tell(self, run: Run, updates: Sequence[Update], now: float) -> list[Reply]:
+    def _tell(self, run: Run, updates: Sequence[Update], now: float, *, judged: bool = True) -> list[Reply]:
         replies: list[Reply] = []
         for update in updates:
             for observer in self.observers:
                 observer.readings(run.name, update.step, now, update.readings)
-            transitions = self.engine.observe(run.name, update.step, now, update.readings)
-            replies += self._announce(transitions)
+            if judged:
+                replies += self._announce(self.engine.observe(run.name, update.step, now, update.readings))
         if updates and now - self._usage_at.get(run.name, 0.0) >= USAGE_EVERY_SECONDS:
             self._usage_at[run.name] = now
             usage = run.usage()
@@ -243,8 +250,10 @@ class Hub:
             level = logging.WARNING if transition.to == "firing" and alert.severity != "info" else logging.INFO
             if transition.to in ("firing", "resolved") and not self._replaying:
                 labels = {key: value for key, value in alert.labels.items() if key not in ("alertname", "severity")}
-                _log.log(level, "%s %s %s at step %d: %s", alert.severity, alert.name, transition.to, transition.step,
-                         alert.annotations.get("summary", ""), extra={"labels": labels})  # fmt: skip
+                why = f" ({transition.reason})" if transition.reason else ""
+                summary = alert.annotations.get("summary", "")
+                _log.log(level, "%s %s %s at step %d%s: %s", alert.severity, alert.name, transition.to,
+                         transition.step, why, summary, extra={"labels": labels})  # fmt: skip
             for observer in self.observers:
                 observer.transition(transition)
             if transition.to == "firing" and alert.action == "stop" and self._allow_stop:
@@ -260,7 +269,14 @@ class Hub:
         replies = self._owed()
         self.book.ask_again()
         for run in list(self._runs.values()):
-            replies += self._tell(run, run.tick(now), now)
+            ended = run.ranks.ended_for(now)
+            over = ended is not None and ended > LAST_WORDS_SECONDS
+            replies += self._tell(run, run.tick(now), now, judged=not over)
+            self.engine.presence(run.name, "finished" if over else "gone" if run.ranks.are_gone(now) else "live")
+            if ended is not None and ended > TOLD_SECONDS:
+                replies += self._announce(
+                    self.engine.finish(run.name, now - ended + LAST_WORDS_SECONDS, "the run has ended")
+                )
             if run.ranks.state_name(now) != "live" and now - run.ranks.seen_at > self._retention:
                 self.forget(run.name)
         replies += self._announce(self.engine.observe(DAEMON, 0, now, self.own_readings()))
@@ -281,7 +297,7 @@ class Hub:
         self._usage_at.pop(name, None)
         self._logged = {key for key in self._logged if key[0] != name}
         self.book.forget(name)
-        self._announce(self.engine.forget(name))
+        self._announce(self.engine.forget(name, "nothing is heard of the run any more"))
 
     # --- outliving the daemon -----------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ of itself, `Engine.observe` its readings step by step, `Engine.tick` the time; e
 alerts. ``export.export(ruleset)`` writes the same rules for Prometheus.
 """
 
-from vqwatch_rules.alerts import Alert, LayerFacts, RunFacts, Transition
+from vqwatch_rules.alerts import Alert, LayerFacts, Presence, RunFacts, Transition
 from vqwatch_rules.engine import Engine
 from vqwatch_rules.errors import Problem, RuleError, Where
 from vqwatch_rules.load import RuleSet, default_pack, load, runbooks, unknown_layers
@@ -14,6 +14,7 @@ __all__ = [
     "Alert",
     "Engine",
     "LayerFacts",
+    "Presence",
     "Problem",
     "RuleError",
     "RuleSet",

@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias
 
 AlertState: TypeAlias = Literal["pending", "firing", "resolved"]
 State: TypeAlias = Literal["inactive", "pending", "firing", "resolved"]
+Presence: TypeAlias = Literal["live", "gone", "finished"]
+"""Whether a run is still heard of: it is, it fell silent without a goodbye, or it said goodbye."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,14 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """An alert changed its state at ``step``; ``alert`` is as it was right after."""
+    """An alert changed its state at ``step``; ``alert`` is as it was right after.
+
+    ``reason`` says why it ended where no reading ended it: its run is over, its layer or its rule is gone.
+    """
 
     alert: Alert
     from_: State
     to: State
     step: int
     now: float
+    reason: str = ""

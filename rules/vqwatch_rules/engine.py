@@ -11,6 +11,8 @@ How it behaves where it matters:
   reading.
 * `after_step` and evidence gates keep a rule from raising; without evidence it does not clear either, and a wait
   ends.
+* Of a run that is gone, no wait is served by time alone: what it waits for is not seen any more. Of one that is
+  finished, nothing is judged by time.
 * A rule that fails spoils only itself and is counted in `rule_errors`.
 """
 
@@ -21,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from vqwatch_rules.alerts import Alert, AlertState, RunFacts, State, Transition
+from vqwatch_rules.alerts import Alert, AlertState, Presence, RunFacts, State, Transition
 from vqwatch_rules.compiling import Watch, compiled
 from vqwatch_rules.errors import RuleError
 from vqwatch_rules.judges import AllJudge, Judge, Labels, Series
@@ -55,6 +57,7 @@ class _Run:
     name: str
     facts: RunFacts | None = None
     step: int = 0
+    presence: Presence = "live"
     latest: dict[str, Series] = field(default_factory=dict)
     channels: dict[str, _Channel] = field(default_factory=dict)
     watches: list[Watch] = field(default_factory=list)
@@ -93,7 +96,7 @@ class Engine:
                     continue
                 at = watch.label_names.index("layer")
                 for labels in [labels for labels in watch.records if labels[at] not in facts.layers]:
-                    self._end(state, watch, labels, state.step, self._now, self._waiting)
+                    self._end(state, watch, labels, state.step, self._now, self._waiting, "the layer is gone")
         return unknown_layers([watch.rule for watch in state.watches], tuple(facts.layers))
 
     def observe(self, run: str, step: int, now: float, readings: Mapping[str, Series]) -> list[Transition]:
@@ -144,7 +147,7 @@ class Engine:
         out = self._taken()
         self._now = max(self._now, now)
         for state in self._runs.values():
-            for watch in state.timed:
+            for watch in state.timed if state.presence != "finished" else ():
                 if watch.judge.by_time:
                     self._evaluate(state, watch, state.step, now, out)
                 elif watch.records:
@@ -164,7 +167,24 @@ class Engine:
         ]
         return out + list(self._resolved.values())
 
-    def forget(self, run: str) -> list[Transition]:
+    def presence(self, run: str, presence: Presence) -> None:
+        """Take whether the run is still heard of; until told otherwise it is."""
+        state = self._runs.get(run)
+        if state is not None:
+            state.presence = presence
+
+    def finish(self, run: str, before: float, reason: str) -> list[Transition]:
+        """End what began about a run up to ``before``: it is over. Its readings stay, and it may go on or be evaluated.
+
+        Whoever was told of an alert is told of its end, as after `forget`.
+        """
+        state = self._runs.get(run)
+        out = self._taken()
+        if state is not None:
+            self._end_all(state, before, out, reason)
+        return out
+
+    def forget(self, run: str, reason: str = "") -> list[Transition]:
         """Drop a run that is over, with its readings and histories; what was pending or firing ends.
 
         They end at the latest time that the engine has seen, and stay listed for 15 minutes, so that whoever was told
@@ -173,9 +193,7 @@ class Engine:
         state = self._runs.pop(run, None)
         out = self._taken()
         if state is not None:
-            for watch in state.watches:
-                for labels in list(watch.records):
-                    self._end(state, watch, labels, state.step, self._now, out)
+            self._end_all(state, math.inf, out, reason)
         return out
 
     def state(self) -> dict[str, Any]:
@@ -217,7 +235,7 @@ class Engine:
             return found
         held = [known for known in self._runs if known]
         if name and len(held) >= self._max_runs:
-            self._waiting += self.forget(held[0])
+            self._waiting += self.forget(held[0], "newer runs needed the room")
         state = _Run(name)
         try:
             rules = self.ruleset.for_run(name)
@@ -265,6 +283,8 @@ class Engine:
     def _pass_time(self, state: _Run, watch: Watch, now: float, out: list[Transition]) -> None:
         for labels, record in list(watch.records.items()):
             before = record.state
+            if before == "pending" and state.presence == "gone":
+                continue
             after = pass_time(record, now, watch.grade.hold, watch.grade.keep)
             if after != before:
                 self._change(state, watch, labels, before, after, state.step, now, out)
@@ -302,16 +322,30 @@ class Engine:
             self._resolved.pop(_key(alert.labels), None)
         out.append(Transition(alert, before, after, step, now))
 
-    def _end(self, state: _Run, watch: Watch, labels: Labels, step: int, now: float, out: list[Transition]) -> None:
+    def _end_all(self, state: _Run, before: float, out: list[Transition], reason: str) -> None:
+        for watch in state.watches:
+            for labels in [labels for labels, record in watch.records.items() if record.active_at <= before]:
+                self._end(state, watch, labels, state.step, self._now, out, reason)
+
+    def _end(
+        self,
+        state: _Run,
+        watch: Watch,
+        labels: Labels,
+        step: int,
+        now: float,
+        out: list[Transition],
+        reason: str = "",
+    ) -> None:
         record = watch.records.pop(labels)
         alert = self._alert(state, watch, labels, record, "resolved", now)
         if record.fired_at is None:
-            out.append(Transition(alert, "pending", "inactive", step, now))
+            out.append(Transition(alert, "pending", "inactive", step, now, reason))
             return
         while len(self._resolved) >= MAX_RESOLVED:
             del self._resolved[next(iter(self._resolved))]
         self._resolved[_key(alert.labels)] = alert
-        out.append(Transition(alert, "firing", "resolved", step, now))
+        out.append(Transition(alert, "firing", "resolved", step, now, reason))
 
     def _rewind(self, state: _Run, channel: _Channel, step: int, now: float) -> None:
         state.step = step
@@ -371,7 +405,7 @@ class Engine:
         now = max(self._now, record.active_at, record.fired_at or 0.0)
         alert = orphan(state.name, raw, record, now)
         self._resolved[_key(alert.labels)] = alert
-        self._waiting.append(Transition(alert, "firing", "resolved", state.step, now))
+        self._waiting.append(Transition(alert, "firing", "resolved", state.step, now, "the rule is gone"))
 
 
 def _connect(state: _Run, watch: Watch) -> None:

@@ -13,7 +13,7 @@ from vqwatch_rules.promql import Timing, duration, query
 
 Form: TypeAlias = Literal["prometheus", "prometheusrule"]
 
-_GROUPS: Final = (("vqwatch.run", ("run",)), ("vqwatch.daemon", ("daemon", "prometheus")))
+_GROUPS: Final = (("vqwatch.run", "run"), ("vqwatch.daemon", "daemon"))
 
 
 def export(ruleset: RuleSet, form: Form = "prometheus", *, timing: Timing | None = None) -> str:
@@ -33,7 +33,8 @@ def export(ruleset: RuleSet, form: Form = "prometheus", *, timing: Timing | None
         f"# Alerting rules of vqwatch for training steps of {timing.step_seconds:g} s and a scrape interval of "
         f"{timing.scrape_seconds:g} s.",
         "# Prometheus sees the state at each scrape, the daemon every step: what happens between two scrapes is lost,",
-        "# and an alert on a reading that turns NaN ends here while the daemon holds it.",
+        "# an alert on a reading that turns NaN ends here (the daemon holds it), and alerts of a run that ended go on",
+        "# until the daemon forgets the run. That a daemon is down is told by deploy/prometheus/rules/meta-alerts.yml.",
     ]
     if ruleset.runbook_base == DEFAULT_RUNBOOK_BASE:
         lines.append("# runbook_url is a path on the daemon: give --runbook-base to make it a link.")
@@ -50,8 +51,8 @@ def export(ruleset: RuleSet, form: Form = "prometheus", *, timing: Timing | None
         lines.append("spec:")
         indent = "  "
     lines.append(f"{indent}groups:")
-    for name, scopes in _GROUPS:
-        rules = [rule for rule in ruleset.rules if rule.scope in scopes]
+    for name, scope in _GROUPS:
+        rules = [rule for rule in ruleset.rules if rule.scope == scope]
         if rules:
             lines += [f"{indent}- name: {name}", f"{indent}  rules:"]
             for rule in rules:

@@ -75,7 +75,7 @@ class Annotations(Strict):
 class Rule(Strict):
     """One alert and all its severities.
 
-    ``scope`` says what it is about: a run, the daemon itself, or something only Prometheus can see from outside.
+    ``scope`` says what it is about: a run, or the daemon itself.
     ``codebook_kinds`` keeps layers of other kinds out; a rule without layers then needs a run that has such a layer.
     """
 
@@ -88,7 +88,7 @@ class Rule(Strict):
     after_step: int = Field(default=0, ge=0)
     evidence: tuple[Evidence, ...] = ()
     codebook_kinds: tuple[CodebookKind, ...] = ()
-    scope: Literal["run", "daemon", "prometheus"] = "run"
+    scope: Literal["run", "daemon"] = "run"
     action: Literal["stop", "none"] = "none"
     labels: dict[LabelName, str] = Field(default_factory=dict)
     annotations: Annotations

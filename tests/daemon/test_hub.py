@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from tests.messages import Trainer, layers
 
-from vqwatch.wire import Stop, Welcome
+from vqwatch.wire import Evaluation, Stop, Welcome
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.delivery import Book
+from vqwatch_daemon.history.entries import entry
 from vqwatch_daemon.hub import Hub
 from vqwatch_daemon.readings import Readings
 from vqwatch_rules import Engine, Transition, load
@@ -26,12 +30,20 @@ rules:
     action: stop
     annotations: {summary: The loss is not finite., description: The loss is not finite.}
 """
+ON_EVALUATION = """
+extends: nothing
+rules:
+  - alert: VqTestEvaluation
+    when: {metric: evaluation_step, is: above, threshold: 0}
+    severity: warning
+    annotations: {summary: It was evaluated., description: It was evaluated.}
+"""
 
 
-def hub(tmp_path: Path, **options: Any) -> Hub:
-    rules = tmp_path / "rules.yaml"
-    rules.write_text(RULES)
-    return Hub(Book("d"), Engine(load([rules], VOCABULARY)), **options)
+def hub(tmp_path: Path, rules: str = RULES, **options: Any) -> Hub:
+    file = tmp_path / "rules.yaml"
+    file.write_text(rules)
+    return Hub(Book("d"), Engine(load([file], VOCABULARY)), **options)
 
 
 def say(target: Hub, trainer: Trainer, *messages: Any, now: float = 0.0) -> list[Any]:
@@ -42,6 +54,7 @@ class Watcher:
     def __init__(self) -> None:
         self.seen: list[tuple[str, int]] = []
         self.transitions: list[str] = []
+        self.entries: list[dict[str, Any]] = []
 
     def readings(self, run: str, step: int, now: float, readings: Readings) -> None:
         self.seen.append((run, step))
@@ -51,6 +64,7 @@ class Watcher:
 
     def transition(self, transition: Transition) -> None:
         self.transitions.append(f"{transition.alert.name} {transition.to}")
+        self.entries.append(entry(transition))
 
 
 def test_runs_do_not_touch_each_other(tmp_path: Path) -> None:
@@ -110,6 +124,70 @@ def test_a_run_that_ended_releases_its_series_after_the_retention(tmp_path: Path
     here.tick(61.0)
     assert here.snapshot().runs == {}
     assert all(alert.state == "resolved" for alert in here.alerts())
+
+
+def test_the_alerts_of_a_run_that_said_goodbye_go_on_until_they_were_told_and_end_with_a_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, trainer, watcher = hub(tmp_path), Trainer(), Watcher()
+    here.observers.append(watcher)
+    say(here, trainer, trainer.hello(), trainer.step(1, losses={"total": math.nan}), trainer.goodbye(), now=100.0)
+    for now in (101.0, 200.0, 460.0):
+        here.tick(now)
+    assert [alert.state for alert in here.alerts()] == ["firing"]
+
+    with caplog.at_level(logging.INFO):
+        here.tick(461.0)
+    assert [alert.state for alert in here.alerts()] == ["resolved"]
+    assert watcher.entries[-1]["reason"] == "the run has ended"
+    assert "reason" not in watcher.entries[0]
+    assert "VqTestLoss resolved at step 1 (the run has ended)" in caplog.text
+
+
+def test_a_run_that_is_resumed_in_time_keeps_its_alerts(tmp_path: Path) -> None:
+    here, first, again, watcher = hub(tmp_path), Trainer(), Trainer(session="again"), Watcher()
+    here.observers.append(watcher)
+    say(here, first, first.hello(), first.step(1, losses={"total": math.nan}), first.goodbye(), now=0.0)
+    here.tick(300.0)
+    say(here, again, again.hello(), again.step(2, losses={"total": math.nan}), now=301.0)
+    here.tick(1000.0)
+    assert watcher.transitions == ["VqTestLoss firing"]
+
+
+def test_only_when_every_rank_said_goodbye_a_run_has_ended(tmp_path: Path) -> None:
+    here = hub(tmp_path)
+    ranks = [Trainer(rank=rank, session=f"s{rank}", world_size=2) for rank in range(2)]
+    for trainer in ranks:
+        say(here, trainer, trainer.hello())
+    for trainer in ranks:
+        say(here, trainer, trainer.step(1, losses={"total": math.nan}))
+    say(here, ranks[0], ranks[0].goodbye())
+    here.tick(1000.0)
+    assert [alert.state for alert in here.alerts()] == ["firing"]
+
+
+def test_a_bad_evaluation_of_a_run_that_ended_long_ago_is_told(tmp_path: Path) -> None:
+    here, trainer = hub(tmp_path, rules=ON_EVALUATION), Trainer()
+    say(here, trainer, trainer.hello(layers(1)), trainer.step(1), trainer.goodbye(), now=0.0)
+    here.tick(1000.0)
+    visitor = Trainer(session="evaluator", rank=7)
+    hello = replace(visitor.hello(), info={"role": "evaluator"})
+    parts = [
+        Evaluation(visitor.origin, seq, 1, time_ns=0, step=1, phase=phase)
+        for seq, phase in enumerate(("begin", "end"), start=2)
+    ]
+    say(here, visitor, hello, *parts, now=1001.0)
+    for now in (1002.0, 2000.0):
+        here.tick(now)
+    assert [(alert.name, alert.state) for alert in here.alerts()] == [("VqTestEvaluation", "firing")]
+
+
+def test_a_run_that_is_gone_without_a_goodbye_keeps_its_alerts_and_that_it_is_gone(tmp_path: Path) -> None:
+    here, trainer = Hub(Book("d"), Engine(load([], VOCABULARY))), Trainer()
+    say(here, trainer, trainer.hello(), trainer.step(1, losses={"total": math.nan}), now=0.0)
+    for now in range(1801):
+        here.tick(float(now))
+    assert {alert.name for alert in here.alerts() if alert.state == "firing"} == {"VqLossNotFinite", "VqTrainerGone"}
 
 
 def test_an_alert_reaches_observers_and_the_exposition(tmp_path: Path) -> None:

@@ -142,6 +142,20 @@ def test_a_recorded_run_is_played_into_a_daemon(tmp_path: Path) -> None:
         assert daemon.value("vqwatch_messages_lost_total", rank="0", run="again") in (0, None)
 
 
+def test_an_old_recording_does_not_look_like_a_training_that_stands_still(tmp_path: Path) -> None:
+    path = tmp_path / "run.vqrec"
+    record(path, story(bad=100))
+    command = [sys.executable, "-m", "vqwatch_daemon.cli", "replay", str(path), "--speed", "200"]
+    with Daemon(tmp_path / "daemon") as daemon:
+        played = subprocess.run(
+            [*command, "--to", daemon.endpoint],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert played.returncode == 0, played.stderr
+        delay = wait_for(lambda: daemon.value("vqwatch_message_delay_seconds", run="r"), 5.0, "the delay")
+    assert 0.0 < delay < 10.0, "recorded in 1970, 100 s late; at 200 times the speed that is half a second"
+
+
 def test_a_recorder_takes_the_place_of_a_daemon(tmp_path: Path) -> None:
     path, endpoint = tmp_path / "run.vqrec", f"ipc://{tmp_path}/s"
     if len(endpoint) > 100:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from vqwatch_daemon.catalogue import CATALOGUE
+from vqwatch_rules import load
+
 from .promql import metric_names, misnamed
 from .tools import DEPLOY, passes, run
 
@@ -42,6 +45,14 @@ def test_promtool_has_nothing_to_say_about_the_rules(file: Path) -> None:
 @pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
 def test_the_rules_fire_and_keep_silent_as_their_tests_say(file: Path) -> None:
     passes("promtool", "test", "rules", file)
+
+
+def test_no_alert_has_two_owners() -> None:
+    of_the_daemon = {rule.alert for rule in load([], {name: each.labels for name, each in CATALOGUE.items()}).rules}
+    of_prometheus = [alert["alert"] for alert in alerts()]
+    assert len(of_the_daemon) > 50
+    assert not of_the_daemon & set(of_prometheus)
+    assert len(of_prometheus) == len(set(of_prometheus))
 
 
 def test_every_alert_has_a_test_that_sees_it_fire() -> None:

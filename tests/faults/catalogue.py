@@ -16,6 +16,7 @@ QUALITY = frozenset(
         "VqSnrDrop",
         "VqSpectralDistanceSpike",
         "VqTemporalConsistencyDrop",
+        "VqTemporalOrderLost",
         "VqLossesRising",
     }
 )

@@ -71,6 +71,11 @@ def test_a_fault_raises_its_alerts_in_time_and_no_others(warm: gallery.Warm, fau
     assert judged(outcome).good, judged(outcome)
 
 
+def test_frames_out_of_order_are_told_as_such(warm: gallery.Warm) -> None:
+    fired = {one.name: one.step for one in gallery.perform(warm, "scrambled", 20).fired}
+    assert fired["VqTemporalOrderLost"] <= 15
+
+
 def test_collapse_is_resolved_once_it_is_over(warm: gallery.Warm) -> None:
     outcome = gallery.perform(warm, "collapse", case("collapse").lasts, recovers=200)
     assert "VqCodebookCollapse" in {one.name for one in outcome.fired}

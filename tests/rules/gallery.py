@@ -57,6 +57,7 @@ PER_RUN: dict[Key, float] = {
     ("reconstruction_snr_db", ()): 18.0,
     ("reconstruction_cosine_similarity", ()): 0.95,
     ("reconstruction_temporal_consistency", ()): 0.9,
+    ("reconstruction_temporal_correlation", ()): 0.7,
     ("reconstruction_spectral_distance_db", ()): 4.0,
     ("loss", ("total",)): 0.12,
     ("loss", ("recon",)): 0.07,
@@ -176,6 +177,8 @@ def _cases() -> Iterator[Case]:
     yield Case("VqCosineLow", "warning", {cosine: 0.7}, {cosine: 0.8}, 210)
     temporal = "reconstruction_temporal_consistency"
     yield Case("VqTemporalConsistencyDrop", "warning", {temporal: 0.1}, {temporal: 0.82}, 10, 220)
+    order = "reconstruction_temporal_correlation"
+    yield Case("VqTemporalOrderLost", "warning", {order: 0.0}, {order: 0.42}, 10, 220)
     spectral = "reconstruction_spectral_distance_db"
     yield Case("VqSpectralDistanceSpike", "warning", {spectral: 9.0}, {spectral: 5.0}, 10, 220)
 
@@ -242,7 +245,6 @@ def _cases() -> Iterator[Case]:
     yield Case("VqSinkFailing", "warning", {failures: 3.0}, {unwritten: 10.0}, 20, where={"sink": "wandb"})
     unwritten_by = {"sink": "wandb", "reason": "full"}
     yield Case("VqSinkDropping", "warning", {unwritten: 10.0}, {failures: 3.0}, 20, where=unwritten_by)
-    yield Case("VqDaemonDown", "critical", {("build_info", ("0.1.0", "3.11")): None}, {}, 70, 0)
 
 
 CASES = tuple(_cases())

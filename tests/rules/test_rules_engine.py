@@ -412,6 +412,41 @@ def test_the_end_of_a_run_resolves_its_alerts_and_leaves_others_alone(engine: Bu
     assert [(alert.run, alert.state) for alert in subject.alerts()] == [("other", "firing"), ("run", "resolved")]
 
 
+def test_a_finished_run_loses_what_began_before_its_end_and_may_raise_what_comes_later(engine: Build) -> None:
+    subject = engine(rule(when=above(3)), rule(alert="VqLoss", when={"metric": "loss", "is": "not_finite"}))
+    norm(subject, 1, 9.0, now=100.0)
+    subject.observe("run", 1, 200.0, {"loss": {("total",): math.nan}})
+
+    ended = subject.finish("run", 150.0, "the run has ended")
+    assert [(one.alert.name, one.to, one.reason) for one in ended] == [("VqTest", "resolved", "the run has ended")]
+    assert subject.finish("run", 150.0, "the run has ended") == []
+    assert sorted((alert.name, alert.state) for alert in subject.alerts()) == [
+        ("VqLoss", "firing"),
+        ("VqTest", "resolved"),
+    ]
+
+
+def test_time_alone_judges_nothing_about_a_finished_run(engine: Build) -> None:
+    stale = rule(alert="VqStale", when={"metric": "gradient_norm", "is": "stale", "longer_than": "10s"})
+    subject = engine(stale, rule(when=above(3), **{"for": "30s"}))
+    norm(subject, 1, 9.0, now=0.0)
+    subject.presence("run", "finished")
+    assert subject.tick(1000.0) == []
+
+    subject.presence("run", "live")
+    assert {one.alert.name for one in subject.tick(1001.0)} == {"VqStale", "VqTest"}
+
+
+def test_of_a_run_that_is_gone_a_wait_is_not_served_by_time_but_silence_is_told(engine: Build) -> None:
+    stale = rule(alert="VqStale", when={"metric": "gradient_norm", "is": "stale", "longer_than": "10s"})
+    subject = engine(stale, rule(when=above(3), **{"for": "30s"}))
+    norm(subject, 1, 9.0, now=0.0)
+    subject.presence("run", "gone")
+    assert [one.alert.name for one in subject.tick(1000.0)] == ["VqStale"]
+
+    assert changes(norm(subject, 2, 9.0, now=1001.0)) == [("firing", "resolved"), ("pending", "firing")]
+
+
 def test_resolved_alerts_are_listed_for_fifteen_minutes(engine: Build) -> None:
     subject = engine(rule(when=above(3)))
     norm(subject, 1, 9.0, now=0.0)

@@ -11,7 +11,6 @@ from vqwatch_rules import LayerFacts, RunFacts, runbooks
 from vqwatch_rules.model import SEVERITIES, Rule, grades
 
 SECTIONS = ("## Meaning", "## Impact", "## Diagnosis", "## Mitigation")
-IN_ENGINE = [case for case in CASES if case.alert != "VqDaemonDown"]
 
 
 def rule_of(case: Case) -> Rule:
@@ -22,7 +21,7 @@ def name_of(case: Case) -> str:
     return f"{case.alert}-{case.severity}"
 
 
-@pytest.mark.parametrize("case", IN_ENGINE, ids=name_of)
+@pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_the_fault_raises_the_alert_with_its_labels(case: Case) -> None:
     fired = [alert for alert in played(case, case.sick) if (alert.name, alert.severity) == (case.alert, case.severity)]
 
@@ -32,7 +31,7 @@ def test_the_fault_raises_the_alert_with_its_labels(case: Case) -> None:
     assert "{{" not in fired[0].annotations["description"]
 
 
-@pytest.mark.parametrize("case", IN_ENGINE, ids=name_of)
+@pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_just_this_side_of_the_fault_the_rule_is_silent(case: Case) -> None:
     fired = [alert for alert in played(case, case.near) if (alert.name, alert.severity) == (case.alert, case.severity)]
 
@@ -47,14 +46,14 @@ def test_a_healthy_run_from_its_first_step_raises_nothing_at_all() -> None:
     assert played(Case("", "", {}, {}, steps=700), {}, start=0) == []
 
 
-@pytest.mark.parametrize("case", [case for case in IN_ENGINE if rule_of(case).evidence], ids=name_of)
+@pytest.mark.parametrize("case", [case for case in CASES if rule_of(case).evidence], ids=name_of)
 def test_without_evidence_a_rule_is_silent(case: Case) -> None:
     for gate in rule_of(case).evidence:
         assert not [alert for alert in played(case, case.sick, without=gate.metric) if alert.name == case.alert]
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in IN_ENGINE if rule_of(case).after_step > case.before + case.steps], ids=name_of
+    "case", [case for case in CASES if rule_of(case).after_step > case.before + case.steps], ids=name_of
 )
 def test_before_its_first_step_a_rule_is_silent(case: Case) -> None:
     assert not [alert for alert in played(case, case.sick, start=0) if alert.name == case.alert]
@@ -63,7 +62,7 @@ def test_before_its_first_step_a_rule_is_silent(case: Case) -> None:
 @pytest.mark.parametrize("kind", ["frozen", "implicit"])
 def test_rules_about_learning_leave_other_codebooks_alone(kind: str) -> None:
     facts = RunFacts(2, {name: LayerFacts(kind, 256, 64) for name in FACTS.layers})
-    for case in IN_ENGINE:
+    for case in CASES:
         if rule_of(case).codebook_kinds:
             assert not [alert for alert in played(case, case.sick, facts=facts) if alert.name == case.alert]
 

@@ -1,4 +1,8 @@
-"""``vqwatch replay``: plays a recording into a daemon, as fast as it happened or at another speed."""
+"""``vqwatch replay``: plays a recording into a daemon, as fast as it happened or at another speed.
+
+Messages bear the time at which they are played: by their own, every recording of yesterday would be of a training that
+has stood still since.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,14 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 import zmq
 
 from vqwatch.wire import MUST_ARRIVE, Ack, WireError, decode, default_endpoint, encode
-from vqwatch_daemon.recording.files import RecordingError, Renumber, read
+from vqwatch_daemon.recording.files import RecordingError, Renumber, Said, read
 
 WAIT_SECONDS = 10.0
 
@@ -48,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             if not socket.poll(int(WAIT_SECONDS * 1000), zmq.POLLOUT):
                 sys.stderr.write(f"vqwatch replay: no daemon takes messages at {endpoint}\n")
                 return 1
-            socket.send_multipart(encode(changed))
+            socket.send_multipart(encode(_dated(changed, now, arguments.speed)))
             sent += 1
             if changed.kind in MUST_ARRIVE:
                 owed[changed.origin.session] = changed.seq
@@ -63,6 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
     if owed:
         sys.stderr.write(f"vqwatch replay: no acknowledgement of the last messages from {endpoint}\n")
     return 1 if owed else 0
+
+
+def _dated(message: Said, arrived: float, speed: float) -> Said:
+    """Return the message as if it were said now; how long it took to arrive is kept, in the replay's time."""
+    underway = arrived * 1e9 - message.time_ns if message.time_ns and speed > 0 else 0.0
+    return replace(message, time_ns=max(0, time.time_ns() - int(underway / (speed or 1.0))))
 
 
 def _hear(socket: zmq.Socket[bytes], owed: dict[str, int], milliseconds: int) -> None:

@@ -193,6 +193,18 @@ class Ranks:
             return "live"
         return "finished" if all(rank.said_goodbye for rank in self._ranks.values()) else "gone"
 
+    def ended_for(self, now: float) -> float | None:
+        """Return how long ago the last rank said goodbye, in seconds; None while one has not, or none is known."""
+        ranks = self._ranks.values()
+        if not ranks or not all(rank.said_goodbye for rank in ranks):
+            return None
+        return max(0.0, now - max(rank.seen_at for rank in ranks))
+
+    def are_gone(self, now: float) -> bool:
+        """Return whether every rank that did not say goodbye is gone, and there is one."""
+        left = [rank for rank in self._ranks.values() if not rank.said_goodbye]
+        return bool(left) and all(self._is_gone(rank, now) for rank in left)
+
     def readings(self, now: float) -> Readings:
         """Return presence, lag, losses and drops of every rank, and how long the run has stood still."""
         self._count(now)
