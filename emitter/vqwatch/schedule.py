@@ -50,7 +50,7 @@ MOST_CODES_STRETCH: Final = 16
 MOST_TOGETHER: Final = 8
 LEAST_TOGETHER: Final = 5
 TOGETHER_SECONDS: Final = 0.075
-SLOW_STEP_SECONDS: Final = 0.1
+SLOW_STEP_SECONDS: Final = 0.2
 
 LEAST_SHARE: Final = 0.25
 # The large ones at different steps, each at a step at which small ones are due anyway.
@@ -59,6 +59,8 @@ _REVIEW_STEPS: Final = 16
 _WARM_UP_STEPS: Final = 32
 _SMOOTHING: Final = 0.2
 _RELAX_BELOW: Final = 0.6
+_PAUSE: Final = 3.0
+_PAUSES: Final = 3
 
 
 def steps_together(step_seconds: float) -> int:
@@ -133,6 +135,7 @@ class Schedule:
         self._fixed = 0.0
         self.step_seconds = 0.0
         self._observed = 0
+        self._long = 0
         self.overhead: float | None = None
 
     def due(self, step: int) -> frozenset[str]:
@@ -192,7 +195,7 @@ class Schedule:
         All are means over ``steps`` steps.
         """
         before, self._observed = self._observed, self._observed + steps
-        if before < 2 or step_seconds <= 0.0:
+        if before < 2 or step_seconds <= 0.0 or self._is_pause(step_seconds):
             return
         self._fixed = _smooth(self._fixed, max(0.0, own_seconds - of_kinds_seconds))
         self.step_seconds = _smooth(self.step_seconds, step_seconds)
@@ -202,6 +205,12 @@ class Schedule:
         )
         if self._observed > _WARM_UP_STEPS and before // _REVIEW_STEPS != self._observed // _REVIEW_STEPS:
             self._review()
+
+    def _is_pause(self, step_seconds: float) -> bool:
+        """Return whether this was no training but a pause between steps, such as a validation: once, not for good."""
+        long = 0.0 < _PAUSE * self.step_seconds < step_seconds
+        self._long = self._long + 1 if long else 0
+        return 0 < self._long < _PAUSES
 
     def _review(self) -> None:
         needed = stretch(self._base, self._costs, self._fixed, self.step_seconds, self._budget)

@@ -182,3 +182,22 @@ def test_either_the_budget_is_kept_or_nothing_is_left_to_stretch(
     exhausted = all(factors[kind] == limit for kind, limit in limits.items() if costs[kind] > 0)
     assert expected <= allowed * (1 + 1e-9) or exhausted
     assert factors[SCALARS] == 1
+
+
+def test_a_pause_between_steps_is_no_slow_step() -> None:
+    schedule = Schedule({"codes": 1}, 0.01)
+    for _ in range(50):
+        for _ in range(4):
+            schedule.observe(0.0001, 0.0, 0.01, 5)
+        schedule.observe(0.0001, 0.0, 2.0, 5)
+    assert schedule.step_seconds == pytest.approx(0.01)
+    assert schedule.overhead == pytest.approx(0.01)
+
+
+def test_a_loop_that_became_slower_is_believed() -> None:
+    schedule = Schedule({"codes": 1}, 0.01)
+    for _ in range(20):
+        schedule.observe(0.0001, 0.0, 0.01, 5)
+    for _ in range(60):
+        schedule.observe(0.0001, 0.0, 0.1, 5)
+    assert schedule.step_seconds == pytest.approx(0.1, rel=0.05)
