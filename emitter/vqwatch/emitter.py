@@ -262,7 +262,8 @@ class Emitter:
                 ordinary.copy()
                 if ordinary.keeper.most > 1 and len(self._outbox) < MANY_PENDING:
                     return True  # another step's call will send, so that none takes long
-            if now - self._turned >= SEND_SECONDS or self._outbox.arrived:
+            rest = self._steps >= ordinary.keeper.most and now - self._turned >= SEND_SECONDS
+            if rest or self._outbox.arrived:
                 self._serve(now, SEND_AT_ONCE if len(self._outbox) < MANY_PENDING else MOST_PENDING)
         except Exception as error:
             self._ordinary = None

@@ -171,61 +171,74 @@ class Ordinary:
     def _copy(self, batch: list[tuple[Held, Routine, bool]], started: float, clusters: bool = False) -> None:
         """Enqueue the copies of steps that have a routine, as many at a time as a slot holds."""
         while batch:
-            numbers: list[torch.Tensor] = []
-            sources: list[torch.Tensor] = []
-            parts: list[Sequence[Item]] = []
-            steps: list[Taken] = []
-            plan: list[Any] = []
-            size = 4 * MOST_SCALARS
-            for held, routine, with_codes in batch:
-                new = self._numbers(held)
-                if steps and (
-                    size + routine.nbytes > self._staging.small_bytes or len(numbers) + len(new) > MOST_SCALARS
-                ):
-                    break
-                taken = Taken(held, routine, len(numbers))
-                taken.part = len(parts)
-                steps.append(taken)
-                parts.append(routine.items)
-                numbers.extend(new)
-                plan.append(routine)
-                plan.extend([number.dtype for number in new])
-                size += routine.nbytes
-                if with_codes:
-                    arrays = held.arrays()
-                    if routine.moved:
-                        arrays[0] = arrays[0].movedim(-1, 0)
-                    sources.extend(arrays)
-                if held.gradients is not None:
-                    norms, taken.modules = held.gradients
-                    item = item_of(GRADIENT_KEY, schedule.GRADIENTS, [norms], tuple(norms.shape), "f32")
-                    taken.items = parts[-1] = [*routine.items, item]
-                    sources.append(norms)
-                    plan.append(item.shape)
-                    size += aligned(item.nbytes)
-            if clusters and len(steps) == len(batch):
-                entry = Entry(steps[-1].step)
-                self._collector.take_clusters(entry)
-                steps[-1].items = parts[-1] = [*parts[-1], *entry.items]
-                steps[-1].outgoing = [*steps[-1].outgoing, *entry.outgoing]
-                sources.extend(entry.sources)
-                plan.append(entry.plan or tuple([(item.key, item.shape, item.dtype) for item in entry.items]))
-                size += sum(aligned(item.nbytes) for item in entry.items)
-            chosen, batch = batch[: len(steps)], batch[len(steps) :]
-            slot = self._staging.free_small(size)
-            if slot is not None:
-                slot.users = 1
-                try:
-                    with torch.no_grad(), self._staging.on(self._stream):
-                        slot.copy(numbers, parts, sources, tuple(plan))
-                    self._outbox.add(Batch(slot, steps, time.monotonic() - started))
-                    continue
-                except Exception:  # such as memory of a CUDA graph that torch has taken back
-                    slot.users = 0
-                    for held, _, _ in chosen:
-                        self._leave_out(held, numbers=True, arrays=True)
-            for held, _, _ in chosen:  # it counts what it cannot take, and sends the rest
-                self._general(held)
+            count = self._fitting(batch)
+            chosen, batch = batch[:count], batch[count:]
+            try:
+                done = self._copy_together(chosen, started, clusters and not batch)
+            except Exception:  # such as memory of a CUDA graph that torch has taken back
+                done = False
+                for held, _, _ in chosen:
+                    self._leave_out(held, numbers=True, arrays=True)
+            if not done:
+                for held, _, _ in chosen:  # it counts what it cannot take, and sends the rest
+                    self._general(held)
+
+    def _fitting(self, batch: list[tuple[Held, Routine, bool]]) -> int:
+        """Return how many of the steps fit into one slot, at least one."""
+        size, numbers = 4 * MOST_SCALARS, 0
+        for count, (held, routine, _) in enumerate(batch):
+            size += routine.nbytes
+            numbers += len(held.values) + 1 + len(held.norms)
+            if count and (size > self._staging.small_bytes or numbers > MOST_SCALARS):
+                return count
+        return len(batch)
+
+    def _copy_together(self, chosen: list[tuple[Held, Routine, bool]], started: float, clusters: bool) -> bool:
+        """Enqueue the copies of some steps into one slot; return False where none is free."""
+        numbers: list[torch.Tensor] = []
+        sources: list[torch.Tensor] = []
+        parts: list[Sequence[Item]] = []
+        steps: list[Taken] = []
+        plan: list[Any] = []
+        size = 4 * MOST_SCALARS
+        for held, routine, with_codes in chosen:
+            new = self._numbers(held)
+            taken = Taken(held, routine, len(numbers))
+            taken.part = len(parts)
+            steps.append(taken)
+            parts.append(routine.items)
+            numbers.extend(new)
+            plan.append(routine)
+            plan.extend([number.dtype for number in new])
+            size += routine.nbytes
+            if with_codes:
+                arrays = held.arrays()
+                if routine.moved:
+                    arrays[0] = arrays[0].movedim(-1, 0)
+                sources.extend(arrays)
+            if held.gradients is not None:
+                norms, taken.modules = held.gradients
+                item = item_of(GRADIENT_KEY, schedule.GRADIENTS, [norms], tuple(norms.shape), "f32")
+                taken.items = parts[-1] = [*routine.items, item]
+                sources.append(norms)
+                plan.append(item.shape)
+                size += aligned(item.nbytes)
+        if clusters:
+            entry = Entry(steps[-1].step)
+            self._collector.take_clusters(entry)
+            steps[-1].items = parts[-1] = [*parts[-1], *entry.items]
+            steps[-1].outgoing = [*steps[-1].outgoing, *entry.outgoing]
+            sources.extend(entry.sources)
+            plan.append(entry.plan or tuple([(item.key, item.shape, item.dtype) for item in entry.items]))
+            size += sum(aligned(item.nbytes) for item in entry.items)
+        slot = self._staging.free_small(size)
+        if slot is None:
+            return False
+        with torch.no_grad(), self._staging.on(self._stream):
+            slot.copy(numbers, parts, sources, tuple(plan))
+        slot.users = 1
+        self._outbox.add(Batch(slot, steps, time.monotonic() - started))
+        return True
 
     def learn(self, entry: Entry, held: Held, with_codes: bool) -> None:
         """Keep what the general way made of a step, if the next of its kind can be taken the same way."""
