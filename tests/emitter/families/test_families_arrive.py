@@ -85,12 +85,6 @@ def energies(row: Row, layers: list[str], truth: Truth, message: Any) -> None:
             row.equal["residuals"] += 1
 
 
-def test_the_page_of_families_has_a_row_for_each_case_and_no_other() -> None:
-    page = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
-    rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
-    assert rows[2:] == [*(case.name for case in CASES), *(f"{case.name} (old)" for case in OLD)]
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_arrives_is_what_the_library_did(case: Case, receiver: Receiver) -> None:
     compare(case, case.name, version(case.distribution), receiver)
