@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .wire import MAX_CODEBOOK_SIZE, MAX_DIMENSIONS, Tensor
+from .wire import MAX_CODEBOOK_SIZE, MAX_DIMENSIONS, MAX_NAME_LENGTH, Tensor
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +49,17 @@ class Host:
     def shape(self) -> tuple[int, ...]:
         """Return the array's shape."""
         return self.array.shape
+
+
+def checked_name(name: object) -> str:
+    """Return a name as the text by which a message can call something. Raises :class:`Refused` where it is none.
+
+    The daemon refuses a message with such a name, and in time its sender.
+    """
+    text = str(name)
+    if not text or len(text) > MAX_NAME_LENGTH or not text.isprintable():
+        raise Refused("name", f"{text[:40]!r} is no printable name of at most {MAX_NAME_LENGTH} characters")
+    return text
 
 
 def is_torch(value: object) -> bool:

@@ -29,6 +29,9 @@ _log = logging.getLogger("vqwatch")
 class Tap(Protocol):
     """Who is told of the codes; called from inside the model's forward pass, so it must be quick and never raise."""
 
+    wants_codes: bool
+    """Whether :meth:`codes` needs to be called in this step; where neither is wanted the hooks return at once."""
+
     wants_residuals: bool
     """Whether :meth:`residual` is to be called in this step."""
 

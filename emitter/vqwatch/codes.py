@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .arrays import Host, Refused, is_integer, moved_last_axis_first, narrow, take, wire_dtype
+from .arrays import Host, Refused, checked_name, is_integer, moved_last_axis_first, narrow, take, wire_dtype
+from .wire import MAX_DIMENSIONS, MAX_LAYERS
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,11 @@ class Part:
     shape: tuple[int, ...]
     dtype: str
 
+    def __post_init__(self) -> None:
+        """Raise :class:`Refused` where no message can hold it."""
+        if len(self.layers) > MAX_LAYERS or len(self.shape) > MAX_DIMENSIONS:
+            raise Refused("limit", f"codes of {len(self.layers)} layers in {len(self.shape)} dimensions are too many")
+
 
 def read(codes: Any, known: Sequence[str], codebook_size: int) -> list[Part]:
     """Return codes as parts to send.
@@ -31,7 +37,8 @@ def read(codes: Any, known: Sequence[str], codebook_size: int) -> list[Part]:
     """
     if isinstance(codes, Mapping):
         return by_shape(
-            [(str(layer), take(value, f"codes of layer {layer}")) for layer, value in codes.items()], codebook_size
+            [(checked_name(layer), take(value, f"codes of layer {layer}")) for layer, value in codes.items()],
+            codebook_size,
         )
     if isinstance(codes, (list, tuple)):
         names = known if len(known) == len(codes) else [str(index) for index in range(len(codes))]
@@ -39,10 +46,10 @@ def read(codes: Any, known: Sequence[str], codebook_size: int) -> list[Part]:
     value = take(codes, "codes")
     dtype = _checked(value, codebook_size)
     shape = tuple(value.shape)
-    if len(known) == 1 and (len(shape) < 2 or (shape[-1] != 1 and shape[0] != 1)):
-        return [Part((known[0],), [value], (1, *shape), dtype)]
     if not shape:
         raise Refused("shape", "codes is a single number, expected [B, T, L] or [B, L]")
+    if len(known) == 1 and (len(shape) < 2 or (shape[-1] != 1 and shape[0] != 1)):
+        return [Part((known[0],), [value], (1, *shape), dtype)]
     if len(shape) == 1:
         return [Part((known[0] if known else "0",), [value], (1, *shape), dtype)]
     if known and shape[-1] != len(known) and shape[0] == len(known):
@@ -59,6 +66,8 @@ def by_shape(named: Sequence[tuple[str, Host | torch.Tensor]], codebook_size: in
     dtypes: dict[Any, str] = {}
     for layer, value in named:
         dtype = _checked(value, codebook_size)
+        if not value.shape:  # a layer that was called with a single vector
+            value = Host(value.array.reshape(1), value.dtype) if isinstance(value, Host) else value.reshape(1)
         key = (tuple(value.shape), dtype, isinstance(value, Host))
         names, sources = groups.setdefault(key, ([], []))
         names.append(layer)

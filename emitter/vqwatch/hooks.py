@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from vqwatch import traced
 
@@ -136,6 +137,12 @@ class _Hook(Inert):
         ]
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        # Most calls are of steps that want nothing: they end here, before anything that costs. What is being compiled
+        # must not ask, because dynamo would guard on the answer; there the first question is a constant.
+        if not is_dynamo_compiling():
+            tap = self.tap
+            if not (tap.wants_codes or tap.wants_residuals or self.shared):
+                return
         if not module.training or (self.site.adapter.ready is not None and not self.site.adapter.ready(module)):
             return
         try:
@@ -150,7 +157,7 @@ class _Hook(Inert):
 
     def report(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Tell the tap, at once."""
-        if not self.tap.wants_residuals and not getattr(self.tap, "wants_codes", True):
+        if not (self.tap.wants_codes or self.tap.wants_residuals):
             self.turn()
             return
         indices = integers(output)
@@ -207,7 +214,8 @@ class _Hook(Inert):
             return None
         quantized = quantized.detach()
         axis = adapter.channels if isinstance(adapter.channels, int) else adapter.channels(module, before)
-        before, quantized = before.movedim(axis, -1), quantized.movedim(axis, -1)
+        if axis not in (-1, before.dim() - 1):
+            before, quantized = before.movedim(axis, -1), quantized.movedim(axis, -1)
         scale = self.scale()
         if scale is not None:
             before, quantized = before * scale, quantized * scale
@@ -232,11 +240,13 @@ class _Report:
         self.layer = layer
 
     def __call__(self, indices: Tensor, before: Tensor | None, after: Tensor | None) -> None:
-        if recomputing():
+        tap = self.tap
+        if not (tap.wants_codes or tap.wants_residuals) or recomputing():
             return
-        self.tap.codes(self.layer, indices.clone())  # the compiled code uses its memory again
-        if before is not None and after is not None and self.tap.wants_residuals:
-            self.tap.residual(self.layer, before, after)
+        if tap.wants_codes:
+            tap.codes(self.layer, indices.clone())  # the compiled code uses its memory again
+        if before is not None and after is not None and tap.wants_residuals:
+            tap.residual(self.layer, before, after)
 
 
 class _Restart(Inert):

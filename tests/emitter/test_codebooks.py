@@ -7,6 +7,7 @@ import io
 import logging
 import subprocess
 import sys
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vqwatch import codebooks
+from vqwatch import codebooks, hooks
 from vqwatch.codebooks import Adapter
 
 
@@ -55,6 +56,7 @@ class Ear:
 
     def __init__(self, wants_residuals: bool = False) -> None:
         self.wants_residuals = wants_residuals
+        self.wants_codes = True
         self.heard: list[tuple[str, Tensor]] = []
         self.left: list[tuple[str, Tensor, Tensor]] = []
 
@@ -104,6 +106,37 @@ def test_what_activation_checkpointing_repeats_in_the_backward_pass_is_not_heard
     assert len(repeats) == 2
     assert ear.layers == ["0", "1"]
     assert len(ear.left) == 2
+
+
+def test_a_step_that_wants_nothing_ends_in_each_hook_with_one_call() -> None:
+    """That call asks whether the model is being compiled; the rest is attribute reads."""
+    model, ear = Stack(Quantizer(), Quantizer(), Quantizer()), Ear()
+    listening(model, ear)
+    ear.wants_codes = False
+    called: list[str] = []
+
+    def note(frame: FrameType, event: str, _argument: Any) -> None:
+        if event == "call" and frame.f_back is not None and frame.f_back.f_code.co_filename == hooks.__file__:
+            called.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        model(torch.randn(2, 4))
+    finally:
+        sys.setprofile(None)
+    assert called == ["is_dynamo_compiling"] * 3
+    assert ear.heard == []
+
+
+def test_a_shared_quantizer_counts_its_layers_in_steps_that_want_nothing() -> None:
+    """One without an owner is never told that a pass begins, so no call of it may go uncounted."""
+    shared = Quantizer()
+    model, ear = nn.ModuleList([shared, shared, shared]), Ear()
+    listening(model, ear)
+    for call, wanted in enumerate([False, True, True, False, False, True]):
+        ear.wants_codes = wanted
+        model[call % 3](torch.randn(2, 4))
+    assert ear.layers == ["1", "2", "2"]
 
 
 def test_residuals_are_not_computed_in_steps_that_do_not_want_them() -> None:

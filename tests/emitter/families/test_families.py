@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from cases import CASES, Case
+from cases import CASES, OLD, Case
 from training import Recorder, Truth, Watched, train
 
 from vqwatch import codebooks
@@ -15,6 +17,12 @@ every_family = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(7)
+
+
+def test_the_page_of_families_has_a_row_for_each_case_and_no_other() -> None:
+    page = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
+    assert rows[2:] == [*(case.name for case in CASES), *(f"{case.name} (old)" for case in OLD)]
 
 
 @every_family

@@ -36,6 +36,7 @@ class Recorder:
     """A tap that keeps copies."""
 
     wants_residuals: bool = True
+    wants_codes: bool = True
     assigned: list[tuple[str, Tensor]] = field(default_factory=list)
     residuals: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 

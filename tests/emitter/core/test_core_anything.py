@@ -1,0 +1,193 @@
+"""Whatever is handed to ``step()``: nothing escapes, the daemon's own receiver gets what is fine, the rest counts."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from tests.emitter.core.anything import among, anything, bad_names, names, objects, tensors
+from tests.emitter.core.hand import Model, array
+
+import vqwatch
+from vqwatch.schedule import EVERYTHING
+from vqwatch.wire import BEST_EFFORT
+from vqwatch_daemon.catalogue import CATALOGUE
+from vqwatch_daemon.delivery import Book
+from vqwatch_daemon.hub import Hub
+from vqwatch_daemon.receiver import Receiver
+from vqwatch_rules import Engine, load
+
+FEATURES = torch.randn(2, 5, 8)
+CODES = torch.arange(20).reshape(2, 5, 2) % 16
+GOOD: dict[str, Any] = {
+    "losses": {"total": 1.5}, "codes": CODES, "original": FEATURES, "reconstructed": FEATURES,
+    "mask": torch.ones(2, 5, dtype=torch.bool), "grad_norm": 2.5, "lr": 0.1,
+}  # fmt: skip
+
+
+class Daemon:
+    """The daemon's receiver and hub, driven by hand."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="vqa")
+        self.endpoint = f"ipc://{self._folder.name}/s"
+        self.taken: list[Any] = []
+        self.received: Counter[str] = Counter()
+        self.rejected: list[str] = []
+        self.hub = Hub(Book("anything"), Engine(load([], {name: metric.labels for name, metric in CATALOGUE.items()})))
+        self.receiver = Receiver([self.endpoint], take=self._take, count=self.hub.count, reject=self.rejected.append)
+
+    def _take(self, route: bytes, message: Any) -> Any:
+        self.taken.append(message)
+        self.received[message.kind] += 1
+        return self.hub.receive(route, message, time.time())
+
+    def of(self, kind: str, step: int) -> list[Any]:
+        return [message for message in self.taken if message.kind == kind and message.step == step]
+
+    def turn(self) -> None:
+        if self.receiver.wait(0.002):
+            while self.receiver.drain():
+                pass
+        self.receiver.send(self.hub.tick(time.time()))
+
+    def close(self) -> None:
+        self.receiver.close()
+        self._folder.cleanup()
+
+
+class Watched:
+    """An emitter beside that daemon, which counts its own steps."""
+
+    def __init__(self) -> None:
+        self.daemon = Daemon()
+        self.step = 0
+        self.emitter = vqwatch.attach(
+            Model(), endpoint=self.daemon.endpoint, run="anything", budget=float("inf"), every=EVERYTHING
+        )
+        self.until(lambda: self.emitter.flush(0.0))
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 5
+        while not condition():
+            assert not self.daemon.rejected, f"the daemon rejected {self.daemon.rejected}"
+            assert time.monotonic() < deadline, "it never came to hold"
+            self.daemon.turn()
+
+    def tell(self, told: dict[str, Any]) -> Counter[str]:
+        """Tell one step and let it arrive; return what was left out in it."""
+        self.step += 1
+        self.daemon.taken.clear()
+        self.daemon.rejected.clear()
+        before = Counter(self.emitter.dropped)
+        self.emitter.step(self.step, **told)
+        left_out = Counter(self.emitter.dropped) - before
+        self.settle()
+        return left_out
+
+    def settle(self) -> None:
+        """Let everything that was sent arrive."""
+        self.until(lambda: self.emitter.flush(0.0))
+        sent = self.emitter._link.sent
+        self.until(lambda: all(self.daemon.received[kind] >= sent.get(kind, 0) for kind in BEST_EFFORT))
+
+    def close(self) -> None:
+        self.emitter.close(0.0)
+        self.daemon.close()
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[Watched]:
+    logging.getLogger("vqwatch").setLevel(logging.CRITICAL)
+    made = Watched()
+    yield made
+    made.close()
+    logging.getLogger("vqwatch").setLevel(logging.NOTSET)
+
+
+def counted(left_out: Counter[str], kind: str) -> bool:
+    return any(key.startswith(f"{kind}:") for key in left_out)
+
+
+arguments: dict[str, st.SearchStrategy[Any]] = {
+    "codes": st.one_of(
+        among(st.one_of(names, bad_names)), st.just({str(index): np.zeros(3, int) for index in range(300)})
+    ),
+    **dict.fromkeys(("original", "reconstructed", "mask", "grad_norm", "lr"), anything),
+}
+bad_arguments = st.sets(st.sampled_from(sorted(arguments)), min_size=1).flatmap(
+    lambda chosen: st.fixed_dictionaries({name: arguments[name] for name in sorted(chosen)})
+)
+lenient = settings(
+    phases=[Phase.explicit, Phase.generate],  # shrinking waits for what never arrives, many times over
+    deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None,
+)  # fmt: skip
+
+
+@settings(lenient, max_examples=300)
+@given(bad=bad_arguments, bad_losses=st.one_of(st.none(), anything))
+def test_nothing_escapes_and_what_is_fine_arrives(watched: Watched, bad: dict[str, Any], bad_losses: Any) -> None:
+    """Each argument is good or anything; the good ones arrive whatever the others are."""
+    losses = {"total": 1.5} if bad_losses is None else {"total": 1.5, "bad": bad_losses}
+    left_out = watched.tell({**GOOD, "losses": losses, **bad})
+    (step,) = watched.daemon.of("step", watched.step)
+    assert step.losses["total"] == 1.5
+    assert watched.daemon.rejected == []
+    if "grad_norm" not in bad:
+        assert step.gradient_norm == 2.5
+    if "lr" not in bad:
+        assert step.learning_rates == {"0": 0.1}
+    told = watched.daemon.of("codes", watched.step)
+    if "codes" not in bad:
+        assert np.array_equal(array(told[0].indices), CODES.movedim(-1, 0))
+    elif bad["codes"] is not None and not told:
+        assert counted(left_out, "codes") or not len(bad["codes"])
+    compared = watched.daemon.of("reconstruction", watched.step)
+    if not bad.keys() & {"original", "reconstructed"}:
+        assert np.array_equal(array(compared[0].original), FEATURES)
+    elif not compared and all({**GOOD, **bad}[name] is not None for name in ("original", "reconstructed")):
+        assert counted(left_out, "reconstruction")
+    if bad.get("mask") is not None and not any(message.mask for message in (*told, *compared)):
+        assert counted(left_out, "mask") or not (told or compared)
+
+
+@settings(lenient, max_examples=60)
+@given(losses=anything)
+def test_losses_may_be_anything_and_the_arrays_arrive(watched: Watched, losses: Any) -> None:
+    watched.tell({**GOOD, "losses": losses})
+    assert len(watched.daemon.of("step", watched.step)) == 1
+    assert len(watched.daemon.of("codes", watched.step)) == 1
+    assert len(watched.daemon.of("reconstruction", watched.step)) == 1
+    assert watched.daemon.rejected == []
+
+
+@settings(lenient, max_examples=60)
+@given(step=st.one_of(objects, tensors, st.sampled_from([None, -1, 1 << 70, 1.5, "7", math.nan])), losses=anything)
+def test_a_step_number_may_be_anything_and_the_next_step_arrives(watched: Watched, step: Any, losses: Any) -> None:
+    watched.emitter.step(step, losses=losses)
+    watched.emitter.step(watched.step, losses=losses)
+    watched.tell(GOOD)
+    assert len(watched.daemon.of("step", watched.step)) == 1
+
+
+@settings(lenient, max_examples=60)
+@given(told=st.dictionaries(st.sampled_from(["original", "reconstructed", "mask", "codes", "scalars"]), anything))
+def test_a_validation_batch_may_be_anything_and_the_next_one_arrives(watched: Watched, told: dict[str, Any]) -> None:
+    watched.daemon.taken.clear()
+    with watched.emitter.evaluation(watched.step) as validation:
+        validation.update(**told)
+        validation.update(original=FEATURES, reconstructed=FEATURES)
+    watched.settle()
+    good = [m for m in watched.daemon.taken if m.kind == "evaluation" and m.original is not None]
+    assert np.array_equal(array(good[-1].original), FEATURES)
+    assert watched.daemon.rejected == []
