@@ -227,7 +227,7 @@ class Emitter:
         them they are taken from the model and the optimizer.
 
         Arrays may be torch tensors, numpy arrays or anything with ``__dlpack__``. What does not fit is left out,
-        logged once and counted; the rest is sent. CUDA tensors may be read a few steps later, in 0.125 s in a fast loop:
+        logged once and counted; the rest is sent. CUDA tensors may be read a few steps later, 0.125 s in a fast loop:
         do not write to them after the call. What was written to is noticed, left out and counted as "overwritten", and
         from then on everything is read at once.
         """
