@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from vqwatch.wire import MAX_BUNDLED, Message, Stop, encode
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.delivery import Book
 from vqwatch_daemon.hub import Hub
+from vqwatch_daemon.limits import BURST_SECONDS
 from vqwatch_daemon.receiver import MESSAGES_AT_ONCE
 from vqwatch_rules import Engine, load
 
@@ -86,13 +88,13 @@ def test_a_bundle_is_weighed_once_as_a_whole(here: Here) -> None:
     trainer = Trainer()
     whole = bundled([trainer.hello(layers(2)), *(trainer.step(step) for step in range(1, 20))])
     size = sum(memoryview(frame).nbytes for frame in whole)
-    held = Here(session_bytes_per_second=size / 2)
+    held = Here(session_bytes_per_second=(size + 100) / BURST_SECONDS)
     peer = held.peer()
     for _ in range(20):
         peer.send_multipart(whole)
-    assert held.work(lambda: "session_rate" in held.rejected)
-    assert len(held.taken) % 20 == 0, "a bundle is let through whole or not at all"
-    assert len(held.taken) > 0
+    assert held.work(lambda: len(held.rejected) == 19)
+    assert set(held.rejected) == {"session_rate"}
+    assert len(held.taken) == 20, "the first is let through whole, the others not at all"
     held.close()
 
 
@@ -100,7 +102,7 @@ def test_time_driven_work_waits_for_no_more_messages_because_they_come_in_bundle
     trainer, peer = Trainer(), here.peer()
     for _ in range(10):
         peer.send_multipart(bundled([trainer.step(trainer.seq) for _ in range(MAX_BUNDLED)]))
-    while not here.receiver.wait(0.2):
-        pass
-    here.work(lambda: False, 0.0)
-    assert 0 < here.receiver.drain() < MESSAGES_AT_ONCE + MAX_BUNDLED
+    assert here.receiver.wait(3.0)
+    time.sleep(0.2)
+    assert here.receiver.drain() == len(here.taken)
+    assert MESSAGES_AT_ONCE <= len(here.taken) < MESSAGES_AT_ONCE + MAX_BUNDLED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -178,9 +179,19 @@ def test_every_way_to_deploy_sets_a_memory_limit() -> None:
         deploy / "systemd" / "vqwatch.service": "MemoryMax",
         deploy / "systemd" / "user" / "vqwatch.service": "MemoryMax",
         deploy / "kubernetes" / "sidecar" / "job.yaml": "memory:",
+        deploy / "kubernetes" / "chart" / "values.yaml": "memory:",
+        deploy / "kubernetes" / "chart" / "templates" / "_helpers.tpl": "toYaml .Values.resources",
+        deploy / "slurm" / "train.sbatch": "ulimit -d",
     }
     for path, word in limits.items():
         assert word in path.read_text(), path
+    starting = {
+        path
+        for path in deploy.rglob("*")
+        if path.suffix in (".service", ".sbatch", ".yaml", ".tpl")
+        and re.search(r"(?i)/vqwatch daemon|VQWATCH\" daemon|\[daemon\b|image: vqwatch", path.read_text())
+    }
+    assert starting <= set(limits), "a file that starts the daemon and is not asked for its limit"
 
 
 # --- whose directory it is ------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -32,10 +33,22 @@ class Training:
                 return
         raise AssertionError(f"the training ended without {word!r}")
 
+    def ended(self, word: str) -> bool:
+        """Return whether it printed ``word`` by now, without waiting."""
+        assert self._process.stdout is not None
+        while select.select([self._process.stdout], [], [], 0.0)[0]:
+            line = self._process.stdout.readline()
+            if line.strip() == word:
+                return True
+            if not line:
+                raise AssertionError(f"the training ended without {word!r}")
+        return False
+
     def result(self) -> dict[str, Any]:
         """Wait for the end and return what it measured."""
-        output, _ = self._process.communicate(timeout=60.0)
-        assert self._process.returncode == 0
+        assert self._process.stdout is not None
+        output = self._process.stdout.read()  # communicate() would not see what was read ahead
+        assert self._process.wait(60.0) == 0
         found: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
         return found
 

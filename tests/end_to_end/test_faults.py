@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def check_training(result: dict[str, Any], undisturbed: dict[str, Any]) -> None:
     assert result["p50_after"] < 3 * result["p50_before"] + 0.002
     assert result["p99"] < 0.05
     assert result["grown_kb"] < 40_000
+    assert result["threads_left"] <= result["threads_before"], "a thread more than attach() needed"
 
 
 def check_tensors(daemon: Daemon, result: dict[str, Any]) -> None:
@@ -110,6 +112,41 @@ def test_the_daemon_is_restarted_in_order(daemon: Daemon, undisturbed: dict[str,
         assert daemon.process is not None
         assert daemon.process.wait(10.0) == 0
         daemon.__enter__()
+        check_tensors(daemon, finish(daemon, training, undisturbed))
+
+
+def test_the_daemon_comes_late(daemon: Daemon, undisturbed: dict[str, Any]) -> None:
+    socket = Path(daemon.endpoint.removeprefix("ipc://"))
+    late = socket.with_name("late")
+    with Training(f"ipc://{late}", "--pace", "0.03") as training:
+        training.wait_for("half")
+        assert daemon.value("vqwatch_step", run="tiny") is None
+        late.symlink_to(socket)
+        check_tensors(daemon, finish(daemon, training, undisturbed))
+
+
+def test_the_daemon_is_killed_again_and_again_as_soon_as_it_is_there(
+    daemon: Daemon, undisturbed: dict[str, Any]
+) -> None:
+    lives = 0
+    with Training(daemon.endpoint, "--pace", "0.06") as training:
+        training.wait_for("half")  # close() does not wait for a daemon that was never heard of
+        while not training.ended("stepped"):
+            daemon.kill()
+            daemon.__enter__()
+            lives += 1
+        finish(daemon, training, undisturbed)
+    assert lives >= 2
+
+
+def test_the_daemon_gets_a_quarter_of_the_time(daemon: Daemon, undisturbed: dict[str, Any]) -> None:
+    with Training(daemon.endpoint, "--pace", "0.002") as training:
+        training.wait_for("half")
+        while not training.ended("stepped"):
+            daemon.signal(signal.SIGSTOP)
+            time.sleep(0.06)
+            daemon.signal(signal.SIGCONT)
+            time.sleep(0.02)
         check_tensors(daemon, finish(daemon, training, undisturbed))
 
 

@@ -29,6 +29,11 @@ def resident_kb() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
+def threads() -> int:
+    """Return how many threads this process has, in Python or not."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
 def fork_and_use(watch: Any, step: int) -> None:
     """Do what a DataLoader worker does: fork, and use everything there by accident."""
     child = os.fork()
@@ -56,6 +61,7 @@ def main() -> None:
     began = time.perf_counter()
     watch = vqwatch.attach(run="tiny", rank=chosen.rank, world_size=chosen.ranks, budget=math.inf)
     attaching = time.perf_counter() - began
+    threads_before = threads()
     noise = np.random.default_rng(0)
     weights = np.zeros(64)
     while chosen.start is not None and not chosen.start.exists():
@@ -100,6 +106,8 @@ def main() -> None:
                 "grown_kb": memory[-1] - memory[0],
                 "attaching": attaching,
                 "closing": closing,
+                "threads_before": threads_before,
+                "threads_left": threads(),
                 "dropped": watch.dropped,
                 "acknowledged": watch._link.backlog.first - 1 if hasattr(watch, "_link") else 0,
                 "sent": dict(watch._link.sent) if hasattr(watch, "_link") else {},

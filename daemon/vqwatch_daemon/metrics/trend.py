@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
-from typing import Final, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, TypeAlias
 
 NAN: Final = float("nan")
 
@@ -68,10 +68,27 @@ class Trend:
         spread = n * xx - x * x  # of whole numbers, exact
         return (n * xy - x * y) / spread if spread > 0 else NAN
 
+    def state(self) -> list[Any]:
+        """Return what :meth:`restore` takes up, to the bit: the points, and how the sums over them are divided."""
+        return [self._start, self._height, len(self._older), list(self.points)]
+
+    def restore(self, state: Sequence[Any]) -> None:
+        """Take up what :meth:`state` returned."""
+        self._start, self._height, older, points = state
+        self.points = deque((step, value) for step, value in points)
+        self._older, self._newer = [], _NOTHING
+        self._stack(points[:older])
+        for step, value in points[older:]:
+            self._newer = _with(self._newer, step - self._start, value - self._height)
+
     def _turn_over(self) -> None:
         self._start, self._height = self.points[-1]
-        sums, self._newer = _NOTHING, _NOTHING
-        for step, value in reversed(self.points):
+        self._newer = _NOTHING
+        self._stack(self.points)
+
+    def _stack(self, points: Sequence[tuple[int, float]]) -> None:
+        sums = _NOTHING
+        for step, value in reversed(points):
             sums = _with(sums, step - self._start, value - self._height)
             self._older.append(sums)
 

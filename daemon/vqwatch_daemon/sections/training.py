@@ -221,7 +221,7 @@ class Training:
             "gather": self._gather.state(),
             "means": [[step, mean.state()] for step, mean in self._means.items()],
             "smoothed": {name: series.state() for name, series in self._smoothed.items()},
-            "trend": {name: list(trend.points) for name, trend in self._trend.items()},
+            "trend": {name: trend.state() for name, trend in self._trend.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -236,8 +236,9 @@ class Training:
         for name, raw in state["smoothed"].items():
             self._smoothed[name] = training.Smoothed()
             self._smoothed[name].restore(raw)
-        for name, points in state["trend"].items():
-            self._trend[name] = Trend(TREND_READINGS, map(tuple, points))
+        for name, raw in state["trend"].items():
+            self._trend[name] = Trend(TREND_READINGS)
+            self._trend[name].restore(raw)
 
 
 def _values(message: Step) -> _Values:

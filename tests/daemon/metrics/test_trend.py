@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -66,3 +67,18 @@ def test_a_trend_of_the_points_it_held_goes_on_as_if_nothing_had_happened() -> N
 @pytest.mark.parametrize("readings", [[], [(1, 2.0)], [(1, 2.0), (1, 3.0)], [(1, math.nan), (2, 3.0)]])
 def test_fewer_than_two_different_steps_have_no_trend(readings: Points) -> None:
     assert math.isnan(Trend(5, readings).slope)
+
+
+@given(points, st.integers(2, 20), st.data())
+def test_after_a_restore_every_slope_is_the_same_to_the_bit(readings: Points, length: int, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(readings)))
+    kept = Trend(length)
+    for step, value in readings[:cut]:
+        kept.update(step, value)
+    restored = Trend(length)
+    restored.restore(json.loads(json.dumps(kept.state())))
+    for step, value in readings[cut:]:
+        kept.update(step, value)
+        restored.update(step, value)
+        assert restored.slope == kept.slope or math.isnan(kept.slope)
+    assert restored.points == kept.points
