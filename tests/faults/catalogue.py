@@ -1,7 +1,8 @@
 """Which alerts each fault must raise, within how many steps, and which others may come with them. Data.
 
 ``must`` holds what a person has to be told; ``also`` what follows from the fault and may fire beside it: what did so in
-20 plays with each of three libraries, and why. Any other warning or critical is a false alarm.
+20 plays with each of three libraries, and why. Any other warning or critical is a false alarm. VqTemporalOrderLost is
+younger than those plays: what it follows from was seen in one play of each fault.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ CASES = (
         "collapse", 150, {"VqSnrDrop": 15, "VqEntropyDrop": 50, "VqCodebookCollapse": 135},
         WORSE | {
             "VqGradientSpike", "VqLossesRising", "VqPerplexityLow", "VqDeadCodes", "VqLayerUtilizationLow",
-            "VqMeanUtilizationLow", "VqCodebookNormShrunk",
+            "VqMeanUtilizationLow", "VqCodebookNormShrunk", "VqTemporalOrderLost",
         },
     ),
     # Codes die faster than the replacement brings them back, until hardly one is left.
@@ -106,7 +107,9 @@ CASES = (
     # Codes leap to one point; vectors spread over equal codes by chance, and those who get none are revived.
     Case(
         "point-embeddings", 110, {"VqSnrDrop": 15, "VqEmbeddingCollapse": 105},
-        WORSE | {"VqGradientSpike", "VqEntropyDrop", "VqEmaMovementSpike", "VqRevivalRateHigh"},
+        WORSE | {
+            "VqGradientSpike", "VqEntropyDrop", "VqEmaMovementSpike", "VqRevivalRateHigh", "VqTemporalOrderLost",
+        },
     ),
     # Gradients by chance: moshi's codebooks run after the encoder that they drive (9 of 20 plays, at step 30).
     Case(
