@@ -250,9 +250,8 @@ class Collector:
     def _take_scalars(self, entry: Entry, losses: Any, grad_norm: Any, rates: Mapping[str, Any]) -> None:
         scalars = entry.scalars
         if losses is not None:
-            named = losses.items() if isinstance(losses, Mapping) else [("total", losses)]
-            for name, value in named:
-                self._try("losses", scalars.add, LOSS, str(name), value)
+            for name, value in self._try("losses", _named, losses) or ():
+                self._try("losses", scalars.add, LOSS, name, value)
         if grad_norm is not None:
             self._try("grad_norm", scalars.add, NORM, "", grad_norm)
         for name, value in rates.items():
@@ -401,6 +400,12 @@ class Collector:
         taken = take(norms, "gradient norms")
         entry.modules = modules
         entry.take(GRADIENT_KEY, schedule.GRADIENTS, [taken], tuple(taken.shape), "f32")
+
+
+def _named(losses: Any) -> list[tuple[str, Any]]:
+    return (
+        [(str(name), value) for name, value in losses.items()] if isinstance(losses, Mapping) else [("total", losses)]
+    )
 
 
 def _turns(tapped: list[tuple[str, Any]]) -> list[list[tuple[str, Any]]]:
