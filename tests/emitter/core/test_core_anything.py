@@ -106,7 +106,7 @@ class Watched:
         self.daemon.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def watched() -> Iterator[Watched]:
     logging.getLogger("vqwatch").setLevel(logging.CRITICAL)
     made = Watched()
