@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .arrays import Host, Refused, take
+from .arrays import Host, Refused, checked_name, take
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,8 @@ class Scalars:
 
     def add(self, group: str, name: str, value: Any) -> None:
         """Take a number, an array with one element, or a one-element tensor. Raises :class:`Refused`."""
+        if group in (LOSS, RATE):
+            checked_name(name)
         if type(value) is float or type(value) is int:
             self.known.setdefault(group, {})[name] = float(value)
             return
