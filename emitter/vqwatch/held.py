@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .collect import Collector
 
 _Tensor: Final = torch.Tensor
-_monotonic: Final = time.monotonic
 _time_ns: Final = time.time_ns
 _no_grad: Any = torch.no_grad
 
