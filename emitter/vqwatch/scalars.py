@@ -15,7 +15,6 @@ LOSS = "loss"
 NORM = "norm"
 RATE = "rate"
 ENERGY = "energy"
-MODULE = "module"
 
 
 class Scalars:
@@ -53,10 +52,6 @@ class Scalars:
         """Fill in the numbers that have come from the device, in the order in which they were given."""
         for (group, name), value in zip(self.names, values, strict=False):
             self.known.setdefault(group, {})[name] = value
-
-    def group(self, group: str) -> dict[str, float]:
-        """Return the numbers of one group by name."""
-        return self.known.get(group, {})
 
     def one(self, group: str) -> float | None:
         """Return the number of a group that has only one, None where it has none."""
