@@ -324,7 +324,7 @@ class Collector:
         found: list[tuple[str, str, Any]] = []
         for layer in self._layers:
             name = layer.info.name
-            tensors: dict[str, Any] = layer.read(fields)
+            tensors: dict[str, Any] = self._try(schedule.CODEBOOKS, layer.read, fields) or {}
             book = tensors.get("codebook")
             if not self._leads:
                 tensors = {}
