@@ -34,7 +34,7 @@ from .link import Link
 from .outbox import MOST_PENDING, Outbox
 from .schedule import DEFAULT_EVERY, Schedule
 from .settings import Settings, SettingsError, resolve
-from .wire import Frame, Goodbye, Hello, Origin, encode
+from .wire import MAX_INTEGER, Frame, Goodbye, Hello, Origin, encode
 
 if TYPE_CHECKING:
     import torch
@@ -305,8 +305,8 @@ class Emitter:
             self._collector.forget()
             return
         step = int(step)
-        if step < 0:
-            raise Refused("step", f"step {step} is negative")
+        if not 0 <= step <= MAX_INTEGER:
+            raise Refused("step", f"step {step} is negative, or more than a message can hold")
         self._copy_held()
         if not self._staged or started - self._turned >= 4 * SEND_SECONDS:
             self._turn(started)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tests.emitter.core.anything import among, anything, bad_names, names, objects, tensors
+from tests.emitter.core.anything import among, anything, bad_names, names, numbers_by_name, objects, tensors
 from tests.emitter.core.hand import Model, array
 
 import vqwatch
@@ -123,8 +123,8 @@ arguments: dict[str, st.SearchStrategy[Any]] = {
     "codes": st.one_of(
         among(st.one_of(names, bad_names)), st.just({str(index): np.zeros(3, int) for index in range(300)})
     ),
-    **dict.fromkeys(("original", "reconstructed", "mask", "grad_norm", "lr"), anything),
-}
+    **dict.fromkeys(("original", "reconstructed", "mask", "grad_norm"), anything), "lr": numbers_by_name,
+}  # fmt: skip
 bad_arguments = st.sets(st.sampled_from(sorted(arguments)), min_size=1).flatmap(
     lambda chosen: st.fixed_dictionaries({name: arguments[name] for name in sorted(chosen)})
 )
@@ -135,10 +135,12 @@ lenient = settings(
 
 
 @settings(lenient, max_examples=300)
-@given(bad=bad_arguments, bad_losses=st.one_of(st.none(), anything))
+@given(bad=bad_arguments, bad_losses=numbers_by_name)
 def test_nothing_escapes_and_what_is_fine_arrives(watched: Watched, bad: dict[str, Any], bad_losses: Any) -> None:
     """Each argument is good or anything; the good ones arrive whatever the others are."""
-    losses = {"total": 1.5} if bad_losses is None else {"total": 1.5, "bad": bad_losses}
+    losses: dict[Any, Any] = {"total": 1.5}
+    losses.update(bad_losses if type(bad_losses) is dict else {"bad": bad_losses})
+    losses["total"] = 1.5
     left_out = watched.tell({**GOOD, "losses": losses, **bad})
     (step,) = watched.daemon.of("step", watched.step)
     assert step.losses["total"] == 1.5
@@ -162,7 +164,7 @@ def test_nothing_escapes_and_what_is_fine_arrives(watched: Watched, bad: dict[st
 
 
 @settings(lenient, max_examples=60)
-@given(losses=anything)
+@given(losses=numbers_by_name)
 def test_losses_may_be_anything_and_the_arrays_arrive(watched: Watched, losses: Any) -> None:
     watched.tell({**GOOD, "losses": losses})
     assert len(watched.daemon.of("step", watched.step)) == 1
@@ -180,14 +182,32 @@ def test_a_step_number_may_be_anything_and_the_next_step_arrives(watched: Watche
     assert len(watched.daemon.of("step", watched.step)) == 1
 
 
-@settings(lenient, max_examples=60)
-@given(told=st.dictionaries(st.sampled_from(["original", "reconstructed", "mask", "codes", "scalars"]), anything))
-def test_a_validation_batch_may_be_anything_and_the_next_one_arrives(watched: Watched, told: dict[str, Any]) -> None:
+evaluated: dict[str, st.SearchStrategy[Any]] = {
+    "codes": arguments["codes"], "scalars": numbers_by_name,
+    **dict.fromkeys(("original", "reconstructed", "mask"), anything),
+}  # fmt: skip
+
+
+@settings(lenient, max_examples=120)
+@given(told=st.fixed_dictionaries({}, optional=evaluated))
+def test_of_a_validation_batch_what_is_fine_arrives_and_so_does_the_next(
+    watched: Watched, told: dict[str, Any]
+) -> None:
     watched.daemon.taken.clear()
+    batch = {"original": FEATURES, "reconstructed": FEATURES, "codes": CODES, "scalars": {"mine": 2.5}}
     with watched.emitter.evaluation(watched.step) as validation:
-        validation.update(**told)
-        validation.update(original=FEATURES, reconstructed=FEATURES)
+        validation.update(**{**batch, **told})
+        validation.update(**batch)
     watched.settle()
-    good = [m for m in watched.daemon.taken if m.kind == "evaluation" and m.original is not None]
-    assert np.array_equal(array(good[-1].original), FEATURES)
+    _, *first, second, end = [m for m in watched.daemon.taken if m.kind == "evaluation"]
+    assert (end.phase, end.batch) == ("end", len(first) + 1)
+    assert np.array_equal(array(second.original), FEATURES)
+    assert np.array_equal(array(second.codes), CODES.movedim(-1, 0))
+    assert second.scalars == {"mine": 2.5}
+    if "scalars" not in told:
+        assert {"mine": 2.5} in [message.scalars for message in first]
+    if "codes" not in told:
+        assert [array(m.codes).tolist() for m in first if m.codes] == [CODES.movedim(-1, 0).tolist()]
+    if not told.keys() & {"original", "reconstructed", "mask"}:
+        assert [array(m.original).tolist() for m in first if m.original] == [FEATURES.tolist()]
     assert watched.daemon.rejected == []
