@@ -311,6 +311,8 @@ class Emitter:
         if not self._staged or started - self._turned >= 4 * SEND_SECONDS:
             self._turn(started)
         due = self._plan.due(step)
+        if self._ordinary is not None:
+            self._ordinary.keeper.last = step  # less than before where training went back to a checkpoint
         if not self._link.writable:
             due = self._without_peer(due)
         entry = Entry(step)
