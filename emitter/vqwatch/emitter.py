@@ -221,7 +221,8 @@ class Emitter:
         ``losses`` maps names to numbers or one-element tensors (a single one is called "total"). ``codes`` are the
         assignments of this step, integers, negative where there is none: ``[B, T, L]`` or ``[B, L]`` with the layers in
         the *last* axis, ``[L, B, T]`` where only the first axis fits the model's number of layers, a list with one
-        tensor per layer, or a dict from layer to tensor; without them, what hooks saw in the forward passes since the
+        tensor per layer, or a dict from layer to tensor (of these, layers that do not fit are missing, and the others
+        are sent); without them, what hooks saw in the forward passes since the
         last step. ``original`` and ``reconstructed`` are ``[B, T, D]`` or ``[B, D]``, ``mask`` is ``[B, T]``, true or 1
         where a frame is valid. ``grad_norm`` is the norm before clipping, ``lr`` a number or a dict by group; without
         them they are taken from the model and the optimizer.

@@ -113,7 +113,7 @@ class EvaluationPass:
             return []
         names, size = self._emitter._collector.layer_names, self._emitter._collector.codebook_size
         found = []
-        for part in code_reader.read(codes, names, size):
+        for part in code_reader.read(codes, names, size, self._try):
             tensor = gather([_on_host(source) for source in part.sources], part.shape, part.dtype, owned=True)
             found.append((part.layers, _as_host(tensor)))
         return found
