@@ -118,3 +118,13 @@ def test_a_step_of_which_numbers_were_refused_is_no_model_for_the_next(
                 continue
     entry.scalars.names = [(LOSS, "on the device")]
     assert (Routine.of(entry, held, with_codes=False) is not None) == learned
+
+
+def test_codes_whose_names_fit_into_no_header_are_left_out_alone(attached: Attach, peer: Peer) -> None:
+    watch = attached()
+    codes = {f"{index:04}".ljust(128, "\u732b"): np.zeros(3, int) for index in range(200)}
+    x = np.ones((2, 3, 4), np.float32)
+    watch.step(0, losses={"total": 1.0}, codes=codes, original=x, reconstructed=x)
+    settle(watch, peer)
+    assert (peer.kinds()["step"], peer.kinds()["codes"], peer.kinds()["reconstruction"]) == (1, 0, 1)
+    assert watch.dropped == {"codes:header_size": 1}
