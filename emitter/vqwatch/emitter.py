@@ -225,7 +225,8 @@ class Emitter:
         are sent); without them, what hooks saw in the forward passes since the
         last step. ``original`` and ``reconstructed`` are ``[B, T, D]`` or ``[B, D]``, ``mask`` is ``[B, T]``, true or 1
         where a frame is valid. ``grad_norm`` is the norm before clipping, ``lr`` a number or a dict by group; without
-        them they are taken from the model and the optimizer.
+        them they are taken from the model and the optimizer: gradients as they are, so call it between the optimizer's
+        step and ``zero_grad()``. A GradScaler has unscaled them by then; in a step that it skips they are not finite.
 
         Arrays may be torch tensors, numpy arrays or anything with ``__dlpack__``. What does not fit is left out,
         logged once and counted; the rest is sent. CUDA tensors may be read a few steps later, 0.125 s in a fast loop:
