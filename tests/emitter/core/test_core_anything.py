@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,16 +15,12 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.emitter.core.anything import among, anything, bad_names, names, numbers_by_name, objects, tensors
+from tests.emitter.core.daemon import Daemon
 from tests.emitter.core.hand import Model, array
 
 import vqwatch
 from vqwatch.schedule import EVERYTHING
 from vqwatch.wire import BEST_EFFORT
-from vqwatch_daemon.catalogue import CATALOGUE
-from vqwatch_daemon.delivery import Book
-from vqwatch_daemon.hub import Hub
-from vqwatch_daemon.receiver import Receiver
-from vqwatch_rules import Engine, load
 
 FEATURES = torch.randn(2, 5, 8)
 CODES = torch.arange(20).reshape(2, 5, 2) % 16
@@ -33,37 +28,6 @@ GOOD: dict[str, Any] = {
     "losses": {"total": 1.5}, "codes": CODES, "original": FEATURES, "reconstructed": FEATURES,
     "mask": torch.ones(2, 5, dtype=torch.bool), "grad_norm": 2.5, "lr": 0.1,
 }  # fmt: skip
-
-
-class Daemon:
-    """The daemon's receiver and hub, driven by hand."""
-
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="vqa")
-        self.endpoint = f"ipc://{self._folder.name}/s"
-        self.taken: list[Any] = []
-        self.received: Counter[str] = Counter()
-        self.rejected: list[str] = []
-        self.hub = Hub(Book("anything"), Engine(load([], {name: metric.labels for name, metric in CATALOGUE.items()})))
-        self.receiver = Receiver([self.endpoint], take=self._take, count=self.hub.count, reject=self.rejected.append)
-
-    def _take(self, route: bytes, message: Any) -> Any:
-        self.taken.append(message)
-        self.received[message.kind] += 1
-        return self.hub.receive(route, message, time.time())
-
-    def of(self, kind: str, step: int) -> list[Any]:
-        return [message for message in self.taken if message.kind == kind and message.step == step]
-
-    def turn(self) -> None:
-        if self.receiver.wait(0.002):
-            while self.receiver.drain():
-                pass
-        self.receiver.send(self.hub.tick(time.time()))
-
-    def close(self) -> None:
-        self.receiver.close()
-        self._folder.cleanup()
 
 
 class Watched:
