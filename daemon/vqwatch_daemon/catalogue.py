@@ -579,7 +579,8 @@ _TRAINING = (
         "training",
         "ratio",
         (),
-        "Norm of the latest weight update over the norm of the weights.",
+        "Norm of the latest weight update over the norm of the weights, as a trainer tells it in the wire's "
+        "`update_ratio`. vqwatch's own emitter tells none: it would have to keep a copy of the weights on the device.",
     ),
     Metric("learning_rate", "training", "rate", ("group",), "Learning rate of a parameter group.", f"{_PROPOSAL}, 4.1"),
     Metric("step", "training", "steps", (), "Latest training step."),

@@ -125,10 +125,13 @@ class Capture:
 
                 self._staging = Staging((numbers[0] if numbers else sources[0]).device, self._staging_bytes)
             entry.slot = self._staging.take(numbers, items, sources, plan)
-        except Refused as error:
+        except Exception as error:  # what is on the host goes on without them
             large = {item.kind for item in items if item.kind in schedule.LARGE}
             for kind in large or {item.kind for item in items} | {schedule.SCALARS}:
-                complaints.refused(kind, error)
+                if isinstance(error, Refused):
+                    complaints.refused(kind, error)
+                else:
+                    complaints.failed(kind, error)
             return not large
         seconds = time.monotonic() - started
         costly = {item.kind for item in items}

@@ -66,13 +66,20 @@ class QuantizerLayer:
             return {}
         if self.sharded and kind != "ema":
             return {"codebook": None}
-        found = self.adapter.tensors(self.module)
+        try:
+            found = self.adapter.tensors(self.module)
+        except RuntimeError:  # computed from what this rank has let go of
+            if kind == "ema" or not sharded.has_let_go(self.module):
+                raise
+            return {"codebook": None}
         tensors: dict[str, Tensor | None] = {}
         for field in wanted:
             if field != "codebook" and kind != "ema":
                 continue
             value = found.get(field)
             if value is None:
+                if field == "codebook":  # there was one when the layer was found
+                    tensors[field] = None
                 continue
             if not self._is_whole(field, value):
                 tensors[field] = None

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .arrays import Host, Refused, checked_name, is_integer, moved_last_axis_first, narrow, take, wire_dtype
 from .wire import MAX_DIMENSIONS, MAX_LAYERS
 
 if TYPE_CHECKING:
     import torch
+
+
+Attempt: TypeAlias = Callable[..., Any]
+"""Calls what it is given with what follows; may return None where that raises, so that the other layers go on."""
+
+
+def plainly(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Call, and let it raise."""
+    return call(*arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +37,19 @@ class Part:
             raise Refused("limit", f"codes of {len(self.layers)} layers in {len(self.shape)} dimensions are too many")
 
 
-def read(codes: Any, known: Sequence[str], codebook_size: int) -> list[Part]:
+def read(codes: Any, known: Sequence[str], codebook_size: int, attempt: Attempt = plainly) -> list[Part]:
     """Return codes as parts to send.
 
-    A mapping names its layers; a list or tuple has one array per layer. In a single array the *last* axis is the
+    A mapping names its layers; a list or tuple has one array per layer. Each of them is an ``attempt`` of its own: a
+    layer that cannot be used is missing, and the others keep their names. In a single array the *last* axis is the
     layers (``[B, T, L]`` or ``[B, L]``), unless only the first one has as many entries as the model has layers
     (``[L, B, T]``). A model with one layer may leave the axis out. Raises :class:`Refused` for what is not codes.
     """
     if isinstance(codes, Mapping):
-        return by_shape(
-            [(checked_name(layer), take(value, f"codes of layer {layer}")) for layer, value in codes.items()],
-            codebook_size,
-        )
+        return by_shape(list(codes.items()), codebook_size, attempt)
     if isinstance(codes, (list, tuple)):
         names = known if len(known) == len(codes) else [str(index) for index in range(len(codes))]
-        return by_shape([(name, take(value, "codes")) for name, value in zip(names, codes, strict=True)], codebook_size)
+        return by_shape(list(zip(names, codes, strict=True)), codebook_size, attempt)
     value = take(codes, "codes")
     dtype = _checked(value, codebook_size)
     shape = tuple(value.shape)
@@ -60,20 +67,33 @@ def read(codes: Any, known: Sequence[str], codebook_size: int) -> list[Part]:
     return [Part(tuple(names), [moved_last_axis_first(value)], (shape[-1], *shape[:-1]), dtype)]
 
 
-def by_shape(named: Sequence[tuple[str, Host | torch.Tensor]], codebook_size: int) -> list[Part]:
+def by_shape(named: Sequence[tuple[Any, Any]], codebook_size: int, attempt: Attempt = plainly) -> list[Part]:
     """Return one part for each shape (and dtype, and device) among the layers, in the order given."""
-    groups: dict[Any, tuple[list[str], list[Host | torch.Tensor]]] = {}
-    dtypes: dict[Any, str] = {}
-    for layer, value in named:
-        dtype = _checked(value, codebook_size)
-        if not value.shape:  # a layer that was called with a single vector
-            value = Host(value.array.reshape(1), value.dtype) if isinstance(value, Host) else value.reshape(1)
-        key = (tuple(value.shape), dtype, isinstance(value, Host))
-        names, sources = groups.setdefault(key, ([], []))
-        names.append(layer)
-        sources.append(value)
-        dtypes[key] = dtype
-    return [Part(tuple(names), sources, (len(names), *key[0]), dtypes[key]) for key, (names, sources) in groups.items()]
+    groups: dict[Any, dict[str, Host | torch.Tensor]] = {}
+    seen: set[str] = set()
+    for name, value in named:
+        found = attempt(_layer, name, value, codebook_size, seen)
+        if found is not None:
+            layer, taken, dtype = found
+            groups.setdefault((tuple(taken.shape), dtype, isinstance(taken, Host)), {})[layer] = taken
+            seen.add(layer)
+    parts = [
+        attempt(Part, tuple(group), list(group.values()), (len(group), *shape), dtype)
+        for (shape, dtype, _), group in groups.items()
+    ]
+    return [part for part in parts if part is not None]
+
+
+def _layer(name: Any, value: Any, codebook_size: int, seen: set[str]) -> tuple[str, Host | torch.Tensor, str]:
+    """Return one layer's name, codes and dtype to send them in."""
+    layer = checked_name(name)
+    if layer in seen:
+        raise Refused("name", f"two layers of the codes are called {layer!r}")
+    taken = take(value, f"codes of layer {layer}")
+    dtype = _checked(taken, codebook_size)
+    if not taken.shape:  # a layer that was called with a single vector
+        taken = Host(taken.array.reshape(1), taken.dtype) if isinstance(taken, Host) else taken.reshape(1)
+    return layer, taken, dtype
 
 
 def _checked(value: Host | torch.Tensor, codebook_size: int) -> str:

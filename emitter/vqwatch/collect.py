@@ -297,10 +297,12 @@ class Collector:
             self.norms = {}
 
     def _take_codes(self, entry: Entry, codes: Any, tapped: list[tuple[str, Any]], mask: Any) -> bool:
+        attempt = partial(self._try, schedule.CODES)
         if codes is not None:
-            parts = code_reader.read(codes, self.layer_names, self.codebook_size)
+            parts = code_reader.read(codes, self.layer_names, self.codebook_size, attempt)
         else:
-            parts = [part for turn in _turns(tapped) for part in code_reader.by_shape(turn, self.codebook_size)]
+            turns = _turns(tapped)
+            parts = [part for turn in turns for part in code_reader.by_shape(turn, self.codebook_size, attempt)]
         fitted = False
         for index, part in enumerate(parts):
             key = ("codes", str(index))
@@ -358,7 +360,7 @@ class Collector:
         found: list[tuple[str, str, Any]] = []
         for layer in self._layers:
             name = layer.info.name
-            tensors: dict[str, Any] = layer.read(fields)
+            tensors: dict[str, Any] = self._try(schedule.CODEBOOKS, layer.read, fields) or {}
             book = tensors.get("codebook")
             if not self._leads:
                 tensors = {}
@@ -451,7 +453,7 @@ def _turns(tapped: list[tuple[str, Any]]) -> list[list[tuple[str, Any]]]:
             turns.append([])
             seen = set()
         seen.add(layer)
-        turns[-1].append((layer, take(indices, f"codes of layer {layer}")))
+        turns[-1].append((layer, indices))
     return turns
 
 

@@ -34,7 +34,7 @@ from .link import Link
 from .outbox import MOST_PENDING, Outbox
 from .schedule import DEFAULT_EVERY, Schedule
 from .settings import Settings, SettingsError, resolve
-from .wire import Frame, Goodbye, Hello, Origin, encode
+from .wire import MAX_INTEGER, Frame, Goodbye, Hello, Origin, encode
 
 if TYPE_CHECKING:
     import torch
@@ -221,10 +221,11 @@ class Emitter:
         ``losses`` maps names to numbers or one-element tensors (a single one is called "total"). ``codes`` are the
         assignments of this step, integers, negative where there is none: ``[B, T, L]`` or ``[B, L]`` with the layers in
         the *last* axis, ``[L, B, T]`` where only the first axis fits the model's number of layers, a list with one
-        tensor per layer, or a dict from layer to tensor; without them, what hooks saw in the forward passes since the
-        last step. ``original`` and ``reconstructed`` are ``[B, T, D]`` or ``[B, D]``, ``mask`` is ``[B, T]``, true or 1
-        where a frame is valid. ``grad_norm`` is the norm before clipping, ``lr`` a number or a dict by group; without
-        them they are taken from the model and the optimizer.
+        tensor per layer, or a dict from layer to tensor (of these, layers that do not fit are missing, and the others
+        are sent); without them, what hooks saw in the forward passes since the last step. ``original`` and
+        ``reconstructed`` are ``[B, T, D]`` or ``[B, D]``, ``mask`` is ``[B, T]``, true or 1 where a frame is valid.
+        ``grad_norm`` is the norm before clipping, ``lr`` a number or a dict by group; without them they are taken from the model and the optimizer: gradients as they are, so call it between the optimizer's
+        step and ``zero_grad()``. A GradScaler has unscaled them by then; in a step that it skips they are not finite.
 
         Arrays may be torch tensors, numpy arrays or anything with ``__dlpack__``. What does not fit is left out,
         logged once and counted; the rest is sent. CUDA tensors may be read a few steps later, 0.125 s in a fast loop:
@@ -311,13 +312,15 @@ class Emitter:
             self._collector.forget()
             return
         step = int(step)
-        if step < 0:
-            raise Refused("step", f"step {step} is negative")
+        if not 0 <= step <= MAX_INTEGER:
+            raise Refused("step", f"step {step} is negative, or more than a message can hold")
         self._copy_held()
         if not self._staged or started - self._turned >= LISTEN_SECONDS:
             self._listen(started)
             self._send(started)
         due = self._plan.due(step)
+        if self._ordinary is not None:
+            self._ordinary.keeper.last = step  # less than before where training went back to a checkpoint
         if not self._link.writable:
             due = self._without_peer(due)
         entry = Entry(step)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import codes as code_reader
 from . import wire
-from .arrays import Host, Refused, gather, take, wire_dtype
-from .wire import FLOAT_DTYPES, ITEM_BYTES, Tensor
+from .arrays import Host, Refused, checked_name, gather, take, wire_dtype
+from .scalars import OWN, Scalars
+from .wire import FLOAT_DTYPES, ITEM_BYTES, MAX_INTEGER, Tensor
 
 if TYPE_CHECKING:
     from .emitter import Emitter
@@ -34,10 +35,24 @@ class EvaluationPass:
         self._name = name
         self._wait_left = wait
         self._sent = 0
+        self._refused = False
 
     def __enter__(self) -> EvaluationPass:
-        self._emitter._evaluate(self._send, "begin", 0)
+        self._emitter._evaluate(self._begin)
         return self
+
+    def _begin(self) -> None:
+        try:
+            self._refused = True
+            self._name = checked_name(self._name)
+            self._step = int(self._step)
+            if not 0 <= self._step <= MAX_INTEGER:
+                raise Refused("step", f"a validation of step {self._step}")
+            self._refused = False
+        except Refused as refused:
+            self._emitter.complaints.refused("evaluation", refused)
+            return
+        self._send("begin", 0)
 
     def update(
         self,
@@ -58,21 +73,15 @@ class EvaluationPass:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._emitter._evaluate(self._send, "end" if kind is None else "abandon", self._sent)
+        if not self._refused:
+            self._emitter._evaluate(self._send, "end" if kind is None else "abandon", self._sent)
 
     def _update(self, original: Any, reconstructed: Any, mask: Any, codes: Any, scalars: Any) -> None:
-        complaints = self._emitter.complaints
-        fields: dict[str, Host] = {}
-        parts: list[tuple[tuple[str, ...], Host]] = []
-        try:
-            fields = _pair(original, reconstructed, mask)
-        except Refused as refused:
-            complaints.refused("evaluation", refused)
-        try:
-            parts = [] if codes is None else self._parts(codes)
-        except Refused as refused:
-            complaints.refused("evaluation", refused)
-        numbers = {str(name): float(value) for name, value in (scalars or {}).items()}
+        if self._refused:
+            return
+        fields: dict[str, Host] = self._try(_pair, original, reconstructed, mask) or {}
+        parts: list[tuple[tuple[str, ...], Host]] = self._try(self._parts, codes) or []
+        numbers = self._numbers(scalars)
         layers, first = parts[0] if parts else ((), None)
         batch = len(next(iter(fields.values())).array) if fields else None
         if first is not None and batch is not None and (first.array.ndim < 2 or first.array.shape[1] != batch):
@@ -82,10 +91,29 @@ class EvaluationPass:
         for more_layers, more in parts[1:]:
             self._pieces({}, more_layers, more, {})
 
+    def _try(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a call returns, or None where that part of the batch cannot be used, which is counted."""
+        try:
+            return call(*arguments)
+        except Refused as refused:
+            self._emitter.complaints.refused("evaluation", refused)
+        except Exception as error:
+            self._emitter.complaints.failed("evaluation", error)
+        return None
+
+    def _numbers(self, given: Any) -> dict[str, float]:
+        found = Scalars()
+        for name, value in self._try(_items, given) or ():
+            self._try(found.add, OWN, name, value)
+        found.resolve([float(value) for value in found.tensors])
+        return found.group(OWN)
+
     def _parts(self, codes: Any) -> list[tuple[tuple[str, ...], Host]]:
+        if codes is None:
+            return []
         names, size = self._emitter._collector.layer_names, self._emitter._collector.codebook_size
         found = []
-        for part in code_reader.read(codes, names, size):
+        for part in code_reader.read(codes, names, size, self._try):
             tensor = gather([_on_host(source) for source in part.sources], part.shape, part.dtype, owned=True)
             found.append((part.layers, _as_host(tensor)))
         return found
@@ -145,6 +173,10 @@ class EvaluationPass:
         fits = link.wait_for_room(size, clock, started + self._wait_left)
         self._wait_left -= min(self._wait_left, clock() - started)
         return fits
+
+
+def _items(given: Any) -> list[tuple[Any, Any]]:
+    return [] if given is None else list(given.items())
 
 
 def _pair(original: Any, reconstructed: Any, mask: Any) -> dict[str, Host]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from .arrays import Refused
+from .sharded import has_flat_gradients
 
 if TYPE_CHECKING:
     import torch
@@ -43,20 +45,30 @@ class Gradients:
     """The parameters of a model and the modules that they are reported under.
 
     A norm costs the host some microseconds for each parameter, so that those of a large model are taken a part at a
-    time: :attr:`parts` parts, each of whole modules.
+    time: :attr:`parts` parts, each of whole modules. The parameters are looked up when gradients are first wanted:
+    until the training begins, what shards a model may put others in their place.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._model = model
+
+    @functools.cached_property
+    def _flat(self) -> bool:
+        return has_flat_gradients(self._model)
+
+    @functools.cached_property
+    def _parts(self) -> list[list[tuple[str, torch.nn.Parameter]]]:
+        named = [(name, parameter) for name, parameter in self._model.named_parameters() if parameter.requires_grad]
         names = module_names([name for name, _ in named])
         by_name: dict[str, list[torch.nn.Parameter]] = {}
         for name, (_, parameter) in zip(names, named, strict=True):
             by_name.setdefault(name, []).append(parameter)
-        self._parts: list[list[tuple[str, torch.nn.Parameter]]] = []
+        parts: list[list[tuple[str, torch.nn.Parameter]]] = []
         for name, parameters in by_name.items():
-            if not self._parts or len(self._parts[-1]) + len(parameters) > PART_PARAMETERS:
-                self._parts.append([])
-            self._parts[-1].extend((name, parameter) for parameter in parameters)
+            if not parts or len(parts[-1]) + len(parameters) > PART_PARAMETERS:
+                parts.append([])
+            parts[-1].extend((name, parameter) for parameter in parameters)
+        return parts
 
     @property
     def parts(self) -> int:
@@ -82,7 +94,7 @@ class Gradients:
                 names.append(name)
         if not gradients:
             return None
-        if any(hasattr(gradient, "to_local") for gradient in gradients):
+        if self._flat or any(hasattr(gradient, "to_local") for gradient in gradients):
             raise Refused("sharded", "gradients are sharded over ranks; give grad_norm to step()")
         with torch.no_grad():
             norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)

@@ -164,7 +164,11 @@ class Link:
         if not self._writable:
             self.dropped[f"{kind}:no_peer" if not self.daemon else f"{kind}:busy_peer"] += 1
             return None
-        frames = encode(make(self.sent[kind] + 1))
+        try:
+            frames = encode(make(self.sent[kind] + 1))
+        except WireError as error:
+            self.dropped[f"{kind}:{error.reason}"] += 1
+            return None
         copied = large = 0
         for frame in frames:
             size = memoryview(frame).nbytes
@@ -193,25 +197,34 @@ class Link:
         """Send must-arrive ``messages`` of one kind, "step", and ``arrays`` as one where that can be, else one by one.
 
         The buffers of ``arrays`` lie in ``data``, in order, each at the offset that ``place`` tells. What cannot be
-        sent is kept or counted as :meth:`must_arrive` and :meth:`best_effort` do.
+        sent is kept or counted as :meth:`must_arrive` and :meth:`best_effort` do; of arrays that cannot be made, the
+        kind and the error are counted.
         """
         in_order = self.backlog.sent_all and self._writable
+        first = self.backlog.following
         pushed_out = sum(self.backlog.add(message) for message in messages)
         if pushed_out:
             self.dropped["step:backlog"] += pushed_out
         if in_order and not pushed_out and self._held_bytes() + data.nbytes <= self._send_bytes:
-            bundled: list[Bundled] = []
-            first = self.backlog.following - len(messages)
+            made: list[Bundled] = []
+            bundled: list[Bundled]
+            numbers = self.sent.copy()
+            ready: list[tuple[str, Callable[[int], Message]]] = []
+            for kind, make in arrays:
+                try:
+                    header, tensors = encode_header(make(numbers[kind] + 1))
+                except Exception as error:  # the steps must arrive all the same
+                    self._not_made(kind, error)
+                    continue
+                numbers[kind] += 1
+                ready.append((kind, make))
+                made.append((header, [(place(tensor.data), memoryview(tensor.data).nbytes) for tensor in tensors]))
+            arrays, bundled = ready, []
             while (held := self.backlog.upcoming()) is not None:
                 bundled.append((held.frames[0], ()))
                 self.backlog.sent()
-            numbers = self.sent.copy()
-            for kind, make in arrays:
-                numbers[kind] += 1
-                header, tensors = encode_header(make(numbers[kind]))
-                places = [(place(tensor.data), memoryview(tensor.data).nbytes) for tensor in tensors]
-                bundled.append((header, places))
-            frames = bundle(bundled, data if arrays else None)
+            bundled += made
+            frames = bundle(bundled, data if arrays else None) if bundled else None
             size = data.nbytes if arrays and data.nbytes >= ZERO_COPY_BYTES else 0
             if frames is not None:
                 copied = sum(memoryview(frame).nbytes for frame in frames) - size
@@ -225,8 +238,15 @@ class Link:
         self._send_backlog(now, at_most=2 * len(messages))
         trackers = []
         for kind, make in arrays:
-            trackers += self.best_effort(kind, make) or ()
+            try:
+                trackers += self.best_effort(kind, make) or ()
+            except Exception as error:
+                self._not_made(kind, error)
         return trackers
+
+    def _not_made(self, kind: str, error: Exception) -> None:
+        if not isinstance(error, KeyError):  # an array that was left out, and counted
+            self.dropped[f"{kind}:{type(error).__name__}"] += 1
 
     def _held_bytes(self) -> int:
         """Return the most that libzmq can be holding: the last copied messages, and buffers it has not let go."""

@@ -54,6 +54,9 @@ class Routine:
         wanted = [LOSS] * losses + [NORM] * (held.norm is not None) + [ENERGY] * len(held.norms)
         if not wanted or [group for group, _ in scalars.names] != wanted or scalars.known.keys() - {LOSS, RATE}:
             return None
+        floats = [name for name, value in zip(held.names, held.values, strict=True) if type(value) is float]
+        if list(scalars.group(LOSS)) != floats or len(scalars.group(RATE)) != len(held.rates):
+            return None  # some were refused, or are called otherwise
         if any(value.is_inference() for value in scalars.tensors):  # they have no versions
             return None
         if with_codes:

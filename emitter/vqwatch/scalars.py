@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .arrays import Host, Refused, checked_name, take
+from .wire import MAX_ENTRIES
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +16,14 @@ LOSS = "loss"
 NORM = "norm"
 RATE = "rate"
 ENERGY = "energy"
+OWN = "scalar"
+
+_NAMED: Final = (LOSS, RATE, OWN)  # by those who use it, and as many as they like
+
+NAMED_BYTES: Final = 40 << 10
+"""What such numbers may take of a header of 64 KiB, with their names; the rest is for what is ours."""
+
+_NUMBER_BYTES: Final = 11
 
 
 class Scalars:
@@ -23,17 +32,36 @@ class Scalars:
     A tensor is kept until the step is staged, within the call that gave it.
     """
 
-    __slots__ = ("known", "names", "tensors")
+    __slots__ = ("counts", "known", "named_bytes", "names", "tensors")
 
     def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.named_bytes = 0
         self.known: dict[str, dict[str, float]] = {}
         self.names: list[tuple[str, str]] = []
         self.tensors: list[torch.Tensor] = []
 
-    def add(self, group: str, name: str, value: Any) -> None:
-        """Take a number, an array with one element, or a one-element tensor. Raises :class:`Refused`."""
-        if group in (LOSS, RATE):
-            checked_name(name)
+    def add(self, group: str, name: Any, value: Any) -> None:
+        """Take a number, an array with one element, or a one-element tensor. Raises :class:`Refused`.
+
+        Also where a message has no room for it: the daemon would refuse all of it, however often it is sent.
+        """
+        if group in _NAMED:
+            self._add_named(group, checked_name(name), value)
+        else:
+            self._add(group, name, value)
+
+    def _add_named(self, group: str, name: str, value: Any) -> None:
+        size = len(name.encode()) + _NUMBER_BYTES
+        count = self.counts.get(group, 0)
+        if count >= MAX_ENTRIES or self.named_bytes + size > NAMED_BYTES:
+            detail = f"a message holds at most {MAX_ENTRIES}, and {NAMED_BYTES} bytes with their names"
+            raise Refused("limit", f"{group} {name!r} and what follows: {detail}")
+        self._add(group, name, value)
+        self.counts[group] = count + 1
+        self.named_bytes += size
+
+    def _add(self, group: str, name: str, value: Any) -> None:
         if type(value) is float or type(value) is int:
             self.known.setdefault(group, {})[name] = float(value)
             return
@@ -52,6 +80,10 @@ class Scalars:
         """Fill in the numbers that have come from the device, in the order in which they were given."""
         for (group, name), value in zip(self.names, values, strict=False):
             self.known.setdefault(group, {})[name] = value
+
+    def group(self, group: str) -> dict[str, float]:
+        """Return the numbers of one group by name."""
+        return self.known.get(group, {})
 
     def one(self, group: str) -> float | None:
         """Return the number of a group that has only one, None where it has none."""

@@ -65,10 +65,8 @@ def _flattened(model: nn.Module) -> Iterator[_Piece]:
     Between forward and backward passes they are empty, or what this rank has of them, or views of memory that was let
     go, depending on ``use_orig_params`` and the release of torch.
     """
-    for unit in model.modules():
-        handle = vars(unit).get("_handle")
-        flat = getattr(handle, "flat_param", None)
-        if flat is None or not getattr(handle, "uses_sharded_strategy", True):
+    for flat, apart in _flat_parameters(model):
+        if not apart:
             continue
         shapes: dict[tuple[int, str], tuple[int, ...]] = {}
         for (name, module, *_), shape in zip(flat._param_infos, flat._shapes, strict=True):
@@ -76,6 +74,41 @@ def _flattened(model: nn.Module) -> Iterator[_Piece]:
             yield from _piece(module, name, tuple(shape))
         for name, module, _, first_name, first_module, *_ in flat._shared_param_infos:
             yield from _piece(module, name, shapes[id(first_module), first_name])
+
+
+def _flat_parameters(model: nn.Module) -> Iterator[tuple[Any, bool]]:
+    """Yield the flat parameter of each unit of FullyShardedDataParallel, and whether it lies in pieces."""
+    for unit in model.modules():
+        handle = vars(unit).get("_handle")
+        flat = getattr(handle, "flat_param", None)
+        if flat is not None:
+            yield flat, bool(getattr(handle, "uses_sharded_strategy", True))
+
+
+def has_flat_gradients(model: nn.Module) -> bool:
+    """Return whether gradients may be parts of the whole that look like plain tensors: not DTensors, flat parameters.
+
+    Where a parameter belongs to a unit outside of the model, because the model was wrapped in it later, nothing tells
+    whether it lies in pieces, and it is taken to.
+    """
+    whole: set[int] = set()
+    for flat, apart in _flat_parameters(model):
+        if apart:
+            return True
+        whole.update(id(parameter) for parameter in (flat, *(flat._params or ()), *(flat._shared_params or ())))
+    return any(id(p) not in whole and getattr(p, "_fsdp_flattened", False) for p in model.parameters())
+
+
+def has_let_go(module: nn.Module) -> bool:
+    """Return whether a parameter in a module is a view of memory that its unit has let go."""
+    import torch
+
+    for part in module.modules():
+        for value in (*part._parameters.values(), *vars(part).values()):
+            there = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_meta
+            if there and value.numel() and value.untyped_storage().nbytes() == 0:
+                return True
+    return False
 
 
 def _piece(module: nn.Module, name: str, shape: tuple[int, ...]) -> Iterator[_Piece]:

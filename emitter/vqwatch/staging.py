@@ -110,13 +110,14 @@ class Slot:
         return not self._trackers
 
     def allocate(self, capacity: int, device: torch.device) -> None:
-        """Give the slot memory of this many bytes; what it had is let go."""
+        """Give the slot memory of this many bytes, or raise RuntimeError and leave it as it was."""
         with torch.inference_mode(False):
-            self.host = torch.empty(capacity, dtype=torch.uint8, pin_memory=True)
+            host = torch.empty(capacity, dtype=torch.uint8, pin_memory=True)
             if self.mapped:
-                self.device = torch.as_tensor(_Mapped(self.host), device=device)
+                self.device = torch.as_tensor(_Mapped(host), device=device)
             else:
                 self.device = torch.empty(capacity, dtype=torch.uint8, device=device)
+            self.host = host
             self.scalar_views = list(self.device[: 4 * MOST_SCALARS].view(torch.float32).unbind(0))
             self._numbers = self.host[: 4 * MOST_SCALARS].view(torch.float32).numpy()
         self.memory = self.host.numpy().data

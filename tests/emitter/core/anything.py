@@ -145,3 +145,12 @@ def among(names: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 anything = among(names)
+
+too_many = st.sampled_from([1024, 1025, 3000]).map(lambda count: {f"number {index}": 0.5 for index in range(count)})
+
+too_long = st.just({f"{index:04}".ljust(128, "\u732b"): 0.5 for index in range(1024)})
+
+numbers_by_name = st.one_of(
+    among(st.one_of(names, bad_names)), too_many, too_long, too_many.map(lambda named: list(named.values()))
+)
+"""Anything, with names that no message holds, or more of them than one holds."""

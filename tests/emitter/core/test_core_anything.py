@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,17 +14,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tests.emitter.core.anything import among, anything, bad_names, names, objects, tensors
+from tests.emitter.core.anything import among, anything, bad_names, names, numbers_by_name, objects, tensors
+from tests.emitter.core.daemon import Daemon
 from tests.emitter.core.hand import Model, array
 
 import vqwatch
 from vqwatch.schedule import EVERYTHING
 from vqwatch.wire import BEST_EFFORT
-from vqwatch_daemon.catalogue import CATALOGUE
-from vqwatch_daemon.delivery import Book
-from vqwatch_daemon.hub import Hub
-from vqwatch_daemon.receiver import Receiver
-from vqwatch_rules import Engine, load
 
 FEATURES = torch.randn(2, 5, 8)
 CODES = torch.arange(20).reshape(2, 5, 2) % 16
@@ -33,37 +28,6 @@ GOOD: dict[str, Any] = {
     "losses": {"total": 1.5}, "codes": CODES, "original": FEATURES, "reconstructed": FEATURES,
     "mask": torch.ones(2, 5, dtype=torch.bool), "grad_norm": 2.5, "lr": 0.1,
 }  # fmt: skip
-
-
-class Daemon:
-    """The daemon's receiver and hub, driven by hand."""
-
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="vqa")
-        self.endpoint = f"ipc://{self._folder.name}/s"
-        self.taken: list[Any] = []
-        self.received: Counter[str] = Counter()
-        self.rejected: list[str] = []
-        self.hub = Hub(Book("anything"), Engine(load([], {name: metric.labels for name, metric in CATALOGUE.items()})))
-        self.receiver = Receiver([self.endpoint], take=self._take, count=self.hub.count, reject=self.rejected.append)
-
-    def _take(self, route: bytes, message: Any) -> Any:
-        self.taken.append(message)
-        self.received[message.kind] += 1
-        return self.hub.receive(route, message, time.time())
-
-    def of(self, kind: str, step: int) -> list[Any]:
-        return [message for message in self.taken if message.kind == kind and message.step == step]
-
-    def turn(self) -> None:
-        if self.receiver.wait(0.002):
-            while self.receiver.drain():
-                pass
-        self.receiver.send(self.hub.tick(time.time()))
-
-    def close(self) -> None:
-        self.receiver.close()
-        self._folder.cleanup()
 
 
 class Watched:
@@ -123,8 +87,8 @@ arguments: dict[str, st.SearchStrategy[Any]] = {
     "codes": st.one_of(
         among(st.one_of(names, bad_names)), st.just({str(index): np.zeros(3, int) for index in range(300)})
     ),
-    **dict.fromkeys(("original", "reconstructed", "mask", "grad_norm", "lr"), anything),
-}
+    **dict.fromkeys(("original", "reconstructed", "mask", "grad_norm"), anything), "lr": numbers_by_name,
+}  # fmt: skip
 bad_arguments = st.sets(st.sampled_from(sorted(arguments)), min_size=1).flatmap(
     lambda chosen: st.fixed_dictionaries({name: arguments[name] for name in sorted(chosen)})
 )
@@ -135,10 +99,12 @@ lenient = settings(
 
 
 @settings(lenient, max_examples=300)
-@given(bad=bad_arguments, bad_losses=st.one_of(st.none(), anything))
+@given(bad=bad_arguments, bad_losses=numbers_by_name)
 def test_nothing_escapes_and_what_is_fine_arrives(watched: Watched, bad: dict[str, Any], bad_losses: Any) -> None:
     """Each argument is good or anything; the good ones arrive whatever the others are."""
-    losses = {"total": 1.5} if bad_losses is None else {"total": 1.5, "bad": bad_losses}
+    losses: dict[Any, Any] = {"total": 1.5}
+    losses.update(bad_losses if type(bad_losses) is dict else {"bad": bad_losses})
+    losses["total"] = 1.5
     left_out = watched.tell({**GOOD, "losses": losses, **bad})
     (step,) = watched.daemon.of("step", watched.step)
     assert step.losses["total"] == 1.5
@@ -162,7 +128,7 @@ def test_nothing_escapes_and_what_is_fine_arrives(watched: Watched, bad: dict[st
 
 
 @settings(lenient, max_examples=60)
-@given(losses=anything)
+@given(losses=numbers_by_name)
 def test_losses_may_be_anything_and_the_arrays_arrive(watched: Watched, losses: Any) -> None:
     watched.tell({**GOOD, "losses": losses})
     assert len(watched.daemon.of("step", watched.step)) == 1
@@ -180,14 +146,32 @@ def test_a_step_number_may_be_anything_and_the_next_step_arrives(watched: Watche
     assert len(watched.daemon.of("step", watched.step)) == 1
 
 
-@settings(lenient, max_examples=60)
-@given(told=st.dictionaries(st.sampled_from(["original", "reconstructed", "mask", "codes", "scalars"]), anything))
-def test_a_validation_batch_may_be_anything_and_the_next_one_arrives(watched: Watched, told: dict[str, Any]) -> None:
+evaluated: dict[str, st.SearchStrategy[Any]] = {
+    "codes": arguments["codes"], "scalars": numbers_by_name,
+    **dict.fromkeys(("original", "reconstructed", "mask"), anything),
+}  # fmt: skip
+
+
+@settings(lenient, max_examples=120)
+@given(told=st.fixed_dictionaries({}, optional=evaluated))
+def test_of_a_validation_batch_what_is_fine_arrives_and_so_does_the_next(
+    watched: Watched, told: dict[str, Any]
+) -> None:
     watched.daemon.taken.clear()
+    batch = {"original": FEATURES, "reconstructed": FEATURES, "codes": CODES, "scalars": {"mine": 2.5}}
     with watched.emitter.evaluation(watched.step) as validation:
-        validation.update(**told)
-        validation.update(original=FEATURES, reconstructed=FEATURES)
+        validation.update(**{**batch, **told})
+        validation.update(**batch)
     watched.settle()
-    good = [m for m in watched.daemon.taken if m.kind == "evaluation" and m.original is not None]
-    assert np.array_equal(array(good[-1].original), FEATURES)
+    _, *first, second, end = [m for m in watched.daemon.taken if m.kind == "evaluation"]
+    assert (end.phase, end.batch) == ("end", len(first) + 1)
+    assert np.array_equal(array(second.original), FEATURES)
+    assert np.array_equal(array(second.codes), CODES.movedim(-1, 0))
+    assert second.scalars == {"mine": 2.5}
+    if "scalars" not in told:
+        assert {"mine": 2.5} in [message.scalars for message in first]
+    if "codes" not in told:
+        assert [array(m.codes).tolist() for m in first if m.codes] == [CODES.movedim(-1, 0).tolist()]
+    if not told.keys() & {"original", "reconstructed", "mask"}:
+        assert [array(m.original).tolist() for m in first if m.original] == [FEATURES.tolist()]
     assert watched.daemon.rejected == []

@@ -170,3 +170,38 @@ def test_what_is_not_codes_is_refused_with_a_reason(codes: Any, reason: str) -> 
     with pytest.raises(Refused) as refused:
         codes_of(codes)
     assert refused.value.reason == reason
+
+
+class Attempts:
+    """Lets nothing out, and notes what was refused."""
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+
+    def __call__(self, call: Any, *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except Refused as error:
+            self.refused.append(error.reason)
+        return None
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [(torch.zeros(2, 5), "dtype"), (None, "absent"), (torch.eye(5).to_sparse(), "layout"), (object(), "dtype")],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_layer_that_cannot_be_used_is_missing_and_the_others_keep_their_names(
+    bad: Any, reason: str, named: bool
+) -> None:
+    layers = [torch.full((2, 5), 3), bad, torch.full((2, 5), 7)]
+    attempts = Attempts()
+    (part,) = read(dict(zip(KNOWN, layers, strict=True)) if named else layers, KNOWN, 256, attempts)
+    assert (part.layers, part.shape, attempts.refused) == (("0", "2"), (2, 2, 5), [reason])
+    assert [source.array[0, 0] for source in part.sources if isinstance(source, Host)] == [3, 7]
+
+
+def test_of_two_layers_of_one_name_the_first_is_sent() -> None:
+    attempts = Attempts()
+    (part,) = read({7: torch.zeros(2, dtype=torch.long), "7": torch.ones(2, dtype=torch.long)}, (), 256, attempts)
+    assert (part.layers, attempts.refused) == (("7",), ["name"])

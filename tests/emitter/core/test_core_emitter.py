@@ -178,6 +178,8 @@ GOOD = {"losses": {"total": 1.0}, "codes": torch.zeros(2, 5, 2, dtype=torch.long
         ({"codes": torch.zeros(4, 5, 7, dtype=torch.long)}, "codes:shape", {"step": 1, "reconstruction": 1}),
         ({"codes": torch.zeros(2, 5, 2, dtype=torch.long, device="meta")}, "codes:device", {"step": 1}),
         ({"codes": "nonsense"}, "codes:dtype", {"step": 1}),
+        ({"codes": [torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.long)]}, "codes:dtype", {"step": 1, "codes": 1}),
+        ({"codes": {"0": torch.zeros(2, 5, dtype=torch.long), "1": None}}, "codes:absent", {"step": 1, "codes": 1}),
         ({"mask": torch.ones(3, 5)}, "mask:shape", {"step": 1, "codes": 1, "reconstruction": 1}),
         ({"mask": torch.eye(5).to_sparse()}, "mask:layout", {"step": 1, "codes": 1, "reconstruction": 1}),
         ({"losses": {"total": 1.0, "bad": torch.ones(3)}}, "losses:shape", {"step": 1, "codes": 1}),

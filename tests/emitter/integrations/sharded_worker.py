@@ -62,25 +62,39 @@ KINDS: dict[str, Callable[[Mixed], nn.Module]] = {
     "original": functools.partial(fsdp, use_orig_params=True),
     "units": in_units,
     "whole": functools.partial(fsdp, use_orig_params=True, sharding_strategy=ShardingStrategy.NO_SHARD),
+    "original, attached first": functools.partial(fsdp, use_orig_params=True),
+    "flat, attached first": functools.partial(fsdp, use_orig_params=False),
+    "fully_shard, attached first": fully_shard,
 }
+ATTACHED_FIRST = [kind for kind in KINDS if kind.endswith("attached first")]
 
 
 def train(kind: str, rank: int) -> dict[str, Tensor]:
-    """Train for some steps; return the codes ``[steps, B, T, L]``, averages, and the weights of the learned layer."""
+    """Train for some steps; return the codes ``[steps, B, T, L]``, averages, and the weights of the learned layer.
+
+    Also the encoder's gradient norm in each step, of what this rank has of the gradient.
+    """
     torch.manual_seed(0)
     model = Mixed()
     layers = list(model.quantizer.layers)
-    wrapped = KINDS[kind](model)
-    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05)
+    attach = functools.partial(vqwatch.attach, run=kind, budget=float("inf"), every=EVERYTHING)
+    if kind in ATTACHED_FIRST:
+        watch = attach(model)
+        wrapped = KINDS[kind](model)
+        optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05)
+    else:
+        wrapped = KINDS[kind](model)
+        optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05)
+        watch = attach(wrapped, optimizer)
     torch.manual_seed(100 + rank)
-    watch = vqwatch.attach(wrapped, optimizer, run=kind, budget=float("inf"), every=EVERYTHING)
     assert watch.flush(20)
-    codes, books, sizes = [], [], []
+    codes, books, sizes, norms = [], [], [], []
     for step in range(1, STEPS + 1):
         output = wrapped(torch.randn(2, 5, 6))
         optimizer.zero_grad()
         output["loss"].backward()
         optimizer.step()
+        norms.append(_norm(model.encoder))
         watch.step(step, losses={"total": output["loss"]})
         codes.append(output["codes"])
         books.append(torch.stack([layer.embedding for layer in layers[:2]]))
@@ -88,7 +102,16 @@ def train(kind: str, rank: int) -> dict[str, Tensor]:
     assert watch.flush(20)
     watch.close(20)
     learned = layers[2].embedding.weight.detach() if kind == "whole" else torch.empty(0)
-    return {"codes": torch.stack(codes), "books": torch.stack(books), "sizes": torch.stack(sizes), "learned": learned}
+    return {
+        "codes": torch.stack(codes), "books": torch.stack(books), "sizes": torch.stack(sizes), "learned": learned,
+        "encoder": torch.stack(norms),
+    }  # fmt: skip
+
+
+def _norm(module: nn.Module) -> Tensor:
+    """Return the norm of what this rank has of a module's gradient."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None and not hasattr(p.grad, "to_local")]
+    return torch.stack([g.square().sum() for g in gradients]).sum().sqrt() if gradients else torch.zeros(())
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ from tests.emitter.integrations.ranks import run_ranks
 WORKER = Path(__file__).with_name("sharded_worker.py")
 RANKS, STEPS = 2, 4
 SHARDED = ("fully_shard", "flat", "original", "units")
-EVERY = (*SHARDED, "whole")
+ATTACHED_FIRST = ("original, attached first", "flat, attached first", "fully_shard, attached first")
+EVERY = (*SHARDED, "whole", *ATTACHED_FIRST)
 
 
 @dataclass
@@ -85,13 +86,13 @@ def test_the_ranks_sketch_what_they_have_whole(trained: Trained, run: str) -> No
         assert sketched == whole
 
 
-@pytest.mark.parametrize("run", SHARDED)
+@pytest.mark.parametrize("run", [*SHARDED, *ATTACHED_FIRST])
 def test_no_shard_is_called_a_codebook(trained: Trained, run: str) -> None:
     for step in range(1, STEPS + 1):
         assert {layer for layer, _ in trained.codebooks(run, 0, step)} == {"0", "1"}
 
 
-@pytest.mark.parametrize("run", SHARDED)
+@pytest.mark.parametrize("run", [*SHARDED, *ATTACHED_FIRST])
 def test_what_is_left_out_is_counted(trained: Trained, run: str) -> None:
     *_, last = trained.of("step", run, 0)
     assert last.dropped["codebooks:absent"] >= 2 * (STEPS - 1)
@@ -102,9 +103,24 @@ def test_it_is_said_once_for_each_run_which_codebooks_are_left_out(trained: Trai
     for said in trained.said:
         assert said.count("the codebooks of layers 2, 3 are sharded over ranks and left out") == len(SHARDED)
         assert "Traceback" not in said
-    assert trained.said[0].count("codebooks:absent") == len(SHARDED)
+    assert trained.said[0].count("codebooks:absent") == len(SHARDED) + len(ATTACHED_FIRST)
 
 
 def test_a_learned_codebook_that_is_not_sharded_arrives(trained: Trained) -> None:
     books = trained.codebooks("whole", 0, STEPS)
     np.testing.assert_array_equal(books["2", "codebook"][0], trained.truth["whole", 0]["learned"])
+
+
+@pytest.mark.parametrize("run", [*SHARDED, *ATTACHED_FIRST])
+def test_no_shards_gradient_norm_is_called_a_modules(trained: Trained, run: str) -> None:
+    for rank in range(RANKS):
+        told = trained.of("step", run, rank)
+        assert [(message.gradient_norms, message.gradient_norm) for message in told] == [({}, None)] * STEPS
+        assert told[-1].dropped["gradients:sharded"] == STEPS
+
+
+def test_gradient_norms_that_every_rank_has_whole_arrive(trained: Trained) -> None:
+    for rank in range(RANKS):
+        told = [message.gradient_norms["encoder"] for message in trained.of("step", "whole", rank)]
+        np.testing.assert_allclose(told, trained.truth["whole", rank]["encoder"], rtol=1e-6)
+        assert "gradients:sharded" not in trained.of("step", "whole", rank)[-1].dropped

@@ -1,0 +1,60 @@
+"""The ordinary way through an emitter, on the host: there every step that it kept goes on the general way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tests.emitter.core.hand import Peer, settle
+
+import vqwatch
+from vqwatch.ordinary import Ordinary
+
+Attach = Callable[..., vqwatch.Emitter]
+
+
+class HostStream:
+    """All that keeping a step asks of a device: which stream is current."""
+
+    def current_stream(self) -> None:
+        return None
+
+    def is_current(self, _stream: None) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def no_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build of torch without CUDA raises when it is asked."""
+    monkeypatch.setattr("vqwatch.ordinary._is_capturing", lambda: False)
+
+
+class Noting(Ordinary):
+    """Notes which steps it kept."""
+
+    def __init__(self, watch: vqwatch.Emitter) -> None:
+        dropped = watch.complaints.dropped
+        stream: Any = HostStream()
+        super().__init__(watch._plan, stream, watch._collector, watch._outbox, [], dropped, watch._take_held)
+        self.kept: list[int] = []
+
+    def keep(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any, now: float) -> bool:
+        kept = super().keep(step, losses, codes, mask, grad_norm, now)
+        if kept:
+            self.kept.append(step)
+        return kept
+
+
+def test_after_going_back_to_a_checkpoint_steps_are_kept_again(attached: Attach, peer: Peer) -> None:
+    watch = attached()
+    watch.step(0, losses={"total": torch.tensor(0.0)})
+    watch._ordinary = ordinary = Noting(watch)
+    for step in (100, 101, 5, 6, 7):
+        watch.step(step, losses={"total": torch.tensor(float(step))})
+    settle(watch, peer)
+    assert ordinary.kept == [100, 101, 6, 7]
+    assert [(message.step, message.losses["total"]) for message in peer.of("step")] == [
+        (0, 0.0), (100, 100.0), (101, 101.0), (5, 5.0), (6, 6.0), (7, 7.0),
+    ]  # fmt: skip

@@ -1,0 +1,111 @@
+"""Steps and arrays that a link sends as one message: they arrive in order, whatever becomes of one of the arrays."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.emitter.core.hand import Peer, array, until
+
+from vqwatch.backlog import Backlog
+from vqwatch.link import Link
+from vqwatch.wire import Codes, Hello, Message, Origin, Step, Tensor, encode
+
+ORIGIN = Origin("test", 0, "s1")
+
+
+class Slot:
+    """Memory that holds the codes of some steps, each apart from the others."""
+
+    def __init__(self, steps: int) -> None:
+        self.codes = np.arange(steps * 64, dtype=np.int16).reshape(steps, 1, 64)
+        self.data = memoryview(self.codes).cast("B")
+        self._parts = [self.data[step * 128 : step * 128 + 128] for step in range(steps)]
+
+    def make(self, step: int, at: int) -> Callable[[int], Message]:
+        tensor = Tensor("i16", (1, 64), self._parts[at])
+        return lambda seq: Codes(ORIGIN, seq, 0, step, ("0",), tensor)
+
+    def place(self, data: Any) -> int:
+        return 128 * next(at for at, part in enumerate(self._parts) if part is data)
+
+
+def step(number: int) -> Callable[[int, int], list[Any]]:
+    return lambda seq, first: encode(Step(ORIGIN, seq, first, 0, number, {"total": float(number)}))
+
+
+def cannot_be_made(_seq: int) -> Message:
+    raise ValueError("no such array")
+
+
+def was_left_out(_seq: int) -> Message:
+    raise KeyError("codebooks")
+
+
+class Line:
+    """A link that has introduced itself to the peer."""
+
+    def __init__(self, peer: Peer, send_bytes: int) -> None:
+        self.dropped: Counter[str] = Counter()
+        self.backlog = Backlog(1000, 1 << 20)
+        self.peer = peer
+        self.link = Link(
+            peer.endpoint, "s1", time.monotonic(), self.dropped, backlog=self.backlog, send_bytes=send_bytes
+        )
+        self.link.introduce(lambda seq, first: encode(Hello(ORIGIN, seq, first, 0, 1, ())), time.monotonic())
+        self.arrive()
+        peer.applied.clear()
+
+    def arrive(self) -> None:
+        until(lambda: self.backlog.acknowledged, lambda: (self.link.turn(time.monotonic()), self.peer.take(1)))
+        self.peer.take(20)
+
+    def together(self, steps: list[int], arrays: list[tuple[str, Any]], slot: Slot) -> None:
+        self.link.together([step(number) for number in steps], arrays, slot.data, slot.place, time.monotonic())
+
+
+@pytest.fixture(params=[8 << 20, 0], ids=["as one message", "one by one"])
+def line(peer: Peer, request: pytest.FixtureRequest) -> Iterator[Line]:
+    """A link with room for bundles, and one that has none and sends what must arrive alone."""
+    made = Line(peer, request.param)
+    yield made
+    made.link.close()
+
+
+def told(peer: Peer, kind: str) -> list[int]:
+    return [message.step for message in peer.of(kind)]
+
+
+def test_steps_sent_as_one_message_arrive_as_steps(peer: Peer) -> None:
+    line, slot = Line(peer, 8 << 20), Slot(3)
+    line.together([5, 6, 7], [("codes", slot.make(number, number - 5)) for number in (5, 6, 7)], slot)
+    until(lambda: peer.socket.poll(100) > 0, lambda: None)
+    peer.take(0, at_most=1)
+    assert (told(peer, "step"), told(peer, "codes")) == ([5, 6, 7], [5, 6, 7])
+    assert [array(message.indices)[0, 0] for message in peer.of("codes")] == [0, 64, 128]
+    assert (line.link.sent, line.dropped) == (Counter(codes=3), {})
+    line.link.close()
+
+
+def test_an_array_that_cannot_be_made_holds_up_no_step(line: Line, peer: Peer) -> None:
+    slot = Slot(2)
+    line.together([0, 1], [("codes", cannot_be_made), ("codebooks", was_left_out), ("codes", slot.make(1, 1))], slot)
+    assert line.backlog.sent_all
+    line.arrive()
+    assert told(peer, "step") == [0, 1]
+    room = line.link.sent["codes"]
+    assert told(peer, "codes") == [1] * room
+    assert line.dropped == Counter({"codes:ValueError": 1, "codes:send_bytes": 1 - room}) + Counter()
+
+
+def test_where_no_array_can_be_made_nothing_is_sent(line: Line, peer: Peer) -> None:
+    slot = Slot(1)
+    line.together([], [("codes", cannot_be_made)], slot)
+    line.together([0], [("codes", cannot_be_made)], slot)
+    line.arrive()
+    assert (told(peer, "step"), told(peer, "codes")) == ([0], [])
+    assert (line.link.sent, line.dropped) == (Counter(), {"codes:ValueError": 2})
