@@ -50,6 +50,9 @@ LISTEN_SECONDS: Final = 0.8
 CATCH_UP_SECONDS: Final = 0.05
 """How often it does where messages are to be sent again."""
 
+ACCOUNT_STEPS: Final = 24
+"""After how many steps at most the schedule is told what they cost."""
+
 MANY_PENDING: Final = 4
 """To copy, to send, to listen: each call does one of them, so that none takes long; where more than this waits to be
 sent, or much time went by, all of them."""
@@ -275,7 +278,7 @@ class Emitter:
         return True
 
     def _go_on(self, ordinary: Ordinary, now: float) -> None:
-        """Copy what is kept, send what has arrived, or listen: what is due, one thing a call unless there is much."""
+        """Do what is due: copy what is kept, send what has arrived, listen, account. One a call, unless much is due."""
         pending, unheard = len(self._outbox), now - self._turned
         much = ordinary.keeper.most == 1 or pending >= MANY_PENDING or unheard >= 1.5 * LISTEN_SECONDS
         if ordinary.due(now):
@@ -286,8 +289,9 @@ class Emitter:
             self._in_kinds += self._outbox.send(now, 1 if pending < MANY_PENDING else MOST_PENDING)
             if not much:
                 return
-        if unheard >= LISTEN_SECONDS or (self._link.behind and unheard >= CATCH_UP_SECONDS):
+        if unheard >= LISTEN_SECONDS or (unheard >= CATCH_UP_SECONDS and self._link.behind):
             self._listen(now)
+        if self._steps >= ACCOUNT_STEPS or now - self._accounted >= LISTEN_SECONDS:
             self._account(now)
 
     def _take_beside(self, due: frozenset[str], original: Any, reconstructed: Any, mask: Any) -> None:

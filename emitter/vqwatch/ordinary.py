@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .staging import Staging
 
 MOST_ROUTINES: Final = 512
-TOGETHER_BYTES: Final = 2 << 20
+TOGETHER_BYTES: Final = 4 << 20
 """What the arrays of steps copied together may take as sent; where one step alone needs more, it gets it."""
 
 _is_capturing: Any = torch.cuda.is_current_stream_capturing

@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 
 import msgpack
 
+from .encoding import packer
 from .messages import MAX_TENSORS, Frame, WireError
 
 MAX_BUNDLED: Final = 64
@@ -21,14 +22,13 @@ Bundled: TypeAlias = tuple[bytes, Sequence[tuple[int, int]]]
 """A message's header, and where in the data each of its buffers lies: offset and size in bytes."""
 
 _FIRST_BYTES: Final = frozenset({*range(0x90, 0xA0), 0xDC, 0xDD})  # msgpack's lists
-_packer: Final = msgpack.Packer()
 
 
 def bundle(messages: Sequence[Bundled], data: Frame | None) -> list[Frame] | None:
     """Return the frames of a bundle, or None where the messages are too many or their headers too long for one."""
     if len(messages) > MAX_BUNDLED:
         return None
-    index: bytes = _packer.pack(messages)
+    index: bytes = packer.pack(messages)
     if len(index) > MAX_INDEX_BYTES:
         return None
     return [index] if data is None else [index, data]

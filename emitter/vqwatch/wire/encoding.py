@@ -27,8 +27,9 @@ from .messages import (
     WireError,
 )
 
-# One packer for all: a new one allocates 256 KiB, which costs more than the packing. It never lets go of the GIL.
-_packer: Final = msgpack.Packer()
+# One packer for all: a new one allocates 256 KiB, which costs more than the packing, and so does memory that was not
+# touched for a step. It never lets go of the GIL.
+packer: Final = msgpack.Packer()
 
 
 def encode(message: Message) -> list[Frame]:
@@ -75,7 +76,7 @@ def encode_step(
 
 def _packed(header: Mapping[str, Any]) -> bytes:
     try:
-        packed: bytes = _packer.pack(header)
+        packed: bytes = packer.pack(header)
     except (TypeError, ValueError, OverflowError) as error:
         raise WireError("field", f"{header['kind']} holds what msgpack cannot pack: {error}") from error
     if len(packed) > MAX_HEADER_BYTES:
