@@ -235,9 +235,9 @@ class Emitter:
         A GradScaler has unscaled them by then; in a step that it skips they are not finite.
 
         Arrays may be torch tensors, numpy arrays or anything with ``__dlpack__``. What does not fit is left out,
-        logged once and counted; the rest is sent. CUDA tensors may be read a few steps later, 0.2 s in a fast loop: do
-        not write to them after the call. What was written to is noticed, left out and counted as "overwritten", and
-        from then on everything is read at once.
+        logged once and counted; the rest is sent. CUDA tensors may be read up to eight steps later, in loops with less
+        than 0.2 s a step: do not write to them after the call. What was written to is noticed, left out and counted as
+        "overwritten", and from then on everything is read at once.
         """
         if (
             self._ordinary is None

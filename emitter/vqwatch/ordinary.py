@@ -17,7 +17,7 @@ from .capture import item_of
 from .collect import GRADIENT_KEY, Entry
 from .held import Held, Keeper
 from .routine import Batch, Routine, Taken, look
-from .staging import MOST_SCALARS, aligned
+from .staging import MOST_SCALARS, SMALL_SLOTS, aligned
 from .wire import MAX_BUNDLED
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from .staging import Staging
 
 MOST_ROUTINES: Final = 512
+PATIENCE_SECONDS: Final = 0.1
+"""Where a loop slows down, what is kept waits at most so long, or as long as so many steps used to take."""
+
 TOGETHER_BYTES: Final = 4 << 20
 """What the arrays of steps copied together may take as sent; where one step alone needs more, it gets it."""
 
@@ -64,7 +67,8 @@ class Ordinary:
         self._most_bytes = 0
         self._most_messages = 1
         self._one_by_one = False
-        self._patience_seconds = schedule.TOGETHER_SECONDS
+        self._strange = 0
+        self._patience_seconds = PATIENCE_SECONDS
 
     def keep(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any, now: float) -> bool:
         """Keep a step that can be an ordinary one; return False, with nothing done, where it cannot."""
@@ -111,8 +115,10 @@ class Ordinary:
 
     def pace(self) -> None:
         """Choose how many steps to keep in a loop of this pace."""
-        most = 1 if self._one_by_one else schedule.steps_together(self._plan.step_seconds)
-        self._patience_seconds = max(schedule.TOGETHER_SECONDS, most * self._plan.step_seconds)
+        strange = self._strange >= SMALL_SLOTS // 2  # each of these needs a slot of its own
+        self._strange = 0
+        most = 1 if self._one_by_one or strange else schedule.steps_together(self._plan.step_seconds)
+        self._patience_seconds = max(PATIENCE_SECONDS, most * self._plan.step_seconds)
         if self._most_bytes:
             most = min(most, max(1, TOGETHER_BYTES // self._most_bytes))
         self.keeper.most = min(most, (MAX_BUNDLED - 1) // self._most_messages)
@@ -142,6 +148,7 @@ class Ordinary:
             if routine is None or not routine.fits(given, one):
                 self._copy(batch, started)
                 batch = []
+                self._strange += 1
                 self._general(one)
                 started = time.monotonic()
             else:
@@ -205,7 +212,7 @@ class Ordinary:
             plan += [number.dtype for number in given]
             if routine.items:
                 size += routine.nbytes
-                arrays = held.arrays
+                arrays = held.arrays[: routine.sources]
                 if routine.moved:
                     arrays[0] = arrays[0].movedim(-1, 0)
                 sources += arrays

@@ -31,7 +31,7 @@ def look(held: Held, with_codes: bool) -> Any:
 class Routine:
     """How to take the numbers and codes of steps that look alike: what the general way made of one."""
 
-    __slots__ = ("codes_dtype", "items", "layers", "losses", "mask", "moved", "nbytes", "outgoing")
+    __slots__ = ("codes_dtype", "items", "layers", "losses", "mask", "moved", "nbytes", "outgoing", "sources")
 
     def __init__(self, entry: Entry, held: Held, with_codes: bool) -> None:
         self.losses = [name for group, name in entry.scalars.names if group == LOSS]
@@ -40,6 +40,7 @@ class Routine:
         self.outgoing: list[tuple[str, Build]] = entry.outgoing if with_codes else []
         self.layers = [layer for layer, _ in held.tapped] if held.codes is None else None
         self.mask = None if held.mask is None else (held.mask.shape, held.mask.dtype)
+        self.sources = len(entry.sources)
         self.codes_dtype = entry.sources[0].dtype if with_codes else None
         self.moved = False
         if with_codes and held.codes is not None:
@@ -61,11 +62,14 @@ class Routine:
             return None
         if with_codes:
             arrays = held.arrays
-            if len(entry.sources) != len(arrays) or len(entry.items) != 1 + (held.mask is not None):
+            masked = held.mask is not None and len(entry.items) == 2  # one that fits; hooks may tell codes in one row
+            if held.mask is not None and not masked:
+                arrays.pop()
+            if len(entry.sources) != len(arrays) or len(entry.items) != 1 + masked:
                 return None
             if any(not array.is_cuda or array.is_inference() for array in arrays):
                 return None
-            if held.mask is not None and entry.sources[-1].shape != held.mask.shape:
+            if masked and entry.sources[-1].shape != held.arrays[-1].shape:
                 return None
             if held.codes is not None and entry.sources[0].shape not in (
                 held.codes.shape,

@@ -47,10 +47,12 @@ MOST_STRETCH: Final = 64
 MOST_CODES_STRETCH: Final = 16
 """Steps that may lie between two captures of codes where they were wanted at every step."""
 
-MOST_TOGETHER: Final = 16
-LEAST_TOGETHER: Final = 8
-TOGETHER_SECONDS: Final = 0.2
+MOST_TOGETHER: Final = 8
+"""Steps whose tensors are copied in one go, at most: fewer calls into CUDA, for readings that many steps later. More
+would save little, and could need more slots than there are where each turns out to need one of its own."""
+
 SLOW_STEP_SECONDS: Final = 0.2
+"""In slower loops each step is copied at once: eight would be late for a person, and cost nothing to speak of."""
 
 LEAST_SHARE: Final = 0.25
 # The large ones at different steps, each at a step at which small ones are due anyway.
@@ -64,16 +66,12 @@ _PAUSES: Final = 3
 
 
 def steps_together(step_seconds: float) -> int:
-    """Return how many steps' tensors may be copied in one go: fewer calls into CUDA, for readings a little later.
+    """Return how many steps' tensors may be copied in one go, 1 before the pace is known.
 
-    As many as fit into :data:`TOGETHER_SECONDS`, and a few in any loop whose readings are not late by it for a person.
-
-    >>> [steps_together(seconds) for seconds in (0.0, 0.001, 0.016, 0.025, 0.09, 1.0)]
-    [1, 16, 13, 9, 8, 1]
+    >>> [steps_together(seconds) for seconds in (0.0, 0.001, 0.1, 1.0)]
+    [1, 8, 8, 1]
     """
-    if not 0.0 < step_seconds < SLOW_STEP_SECONDS:
-        return 1
-    return max(LEAST_TOGETHER, min(MOST_TOGETHER, int(TOGETHER_SECONDS / step_seconds) + 1))
+    return MOST_TOGETHER if 0.0 < step_seconds < SLOW_STEP_SECONDS else 1
 
 
 def stretch(
