@@ -46,7 +46,7 @@ _ONE_PACE: Final = 1e-6
 _CANCELS: Final = 1 / 32
 """A squared step or error below this share of what it is the difference of is not taken as a difference."""
 
-_PROBED: Final = 16
+_PROBED: Final = 8
 """Frames, or up to twice as many, that tell what to measure."""
 
 
@@ -247,29 +247,24 @@ def _measure(
 
 def _parts(sums: _FrameSums, valid: Mask, dim: int) -> Values:
     """Return what adds up over sequences, [11, B]; see :func:`_scores` for what each is."""
+    steps = np.zeros_like(valid)
+    steps[:, :-1] = valid[:, :-1] & valid[:, 1:]
+    xx, yy, xy, error = np.where(valid, (sums.xx, sums.yy, sums.xy, sums.error), 0.0)  # nan in padding is nobody's
+    squares = np.where(steps, (sums.x_step, sums.y_step), 0.0)
+    parts = np.empty((11, len(valid)))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        directed = valid & ((sums.xx > 0) | (sums.yy > 0))
-        lengths = np.sqrt(sums.xx) * np.sqrt(sums.yy)
-        cosines = np.clip(np.where(lengths > 0, sums.xy / lengths, 0), -1, 1)
-        steps = np.zeros_like(valid)
-        steps[:, :-1] = valid[:, :-1] & valid[:, 1:]
-        moved, followed = np.sqrt(sums.x_step), np.sqrt(sums.y_step)
-        products = moved * followed
-    one = np.float64(1)
-    chosen = (
-        (valid, np.float64(dim)),
-        (valid, sums.error),
-        (valid, sums.xx),
-        (directed, one),
-        (directed, cosines),
-        (steps, products),
-        (steps, sums.x_step),
-        (steps, sums.y_step),
-        (steps, one),
-        (steps, moved),
-        (steps, followed),
-    )
-    parts: Values = np.stack([np.where(where, values, 0.0) for where, values in chosen]).sum(axis=2)
+        lengths = np.sqrt(xx) * np.sqrt(yy)
+        cosines = np.clip(np.where(lengths > 0, xy / lengths, 0), -1, 1)
+        distances = np.sqrt(squares)
+        parts[0] = np.count_nonzero(valid, axis=1) * np.float64(dim)
+        parts[1] = error.sum(axis=1)
+        parts[2] = xx.sum(axis=1)
+        parts[3] = np.count_nonzero((xx > 0) | (yy > 0), axis=1)
+        parts[4] = cosines.sum(axis=1)
+        parts[5] = (distances[0] * distances[1]).sum(axis=1)
+        parts[6:8] = squares.sum(axis=2)
+        parts[8] = np.count_nonzero(steps, axis=1)
+        parts[9:] = distances.sum(axis=2)
     return parts
 
 
