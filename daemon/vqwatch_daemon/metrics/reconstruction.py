@@ -188,14 +188,13 @@ def _frame_sums(x: Floats, y: Floats, valid: Mask) -> _FrameSums:
         end, after = min(start + block, count), min(start + block, count - 1)
         if not wanted[start:end].any():
             continue
+        for rows, squares, steps in ((flat[0], sums[0], sums[3]), (flat[1], sums[1], sums[4])):
+            row_products(rows[start:end], rows[start:end], out=squares[start:end])
+            row_products(rows[start + 1 : after + 1], rows[start:after], out=steps[start:after])
         a, b = flat[0][start:end], flat[1][start:end]
-        row_products(a, a, out=sums[0, start:end])
-        row_products(b, b, out=sums[1, start:end])
         if close:
             a = b = np.subtract(a, b, out=buffer[: end - start])
         row_products(a, b, out=sums[2, start:end])
-        for index, rows in zip((3, 4), flat, strict=True):
-            row_products(rows[start + 1 : after + 1], rows[start:after], out=sums[index, start:after])
     xx, yy, measured, x_step, y_step = sums.astype(np.float64)
     both = xx + yy
     if close:
