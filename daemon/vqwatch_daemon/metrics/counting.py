@@ -54,7 +54,7 @@ def counted(indices: Indices, sizes: Sequence[int], mask: Mask | None = None) ->
     >>> counted(np.array([[0, 1, 1, 1]]), [4])[1]
     Repeats(same=array([2]), pairs=array([3]))
     """
-    if mask is not None or indices.ndim < 2 or indices.size == 0 or not _all_within(indices, max(sizes)):
+    if mask is not None or indices.ndim < 2 or indices.size == 0 or not _all_within(indices, min(sizes)):
         few = narrowed(indices)
         return count_assignments(few, sizes, mask), count_repeats(few, mask)
     layers, width = len(indices), max(sizes)

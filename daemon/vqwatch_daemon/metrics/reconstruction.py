@@ -214,7 +214,7 @@ def _are_close(x: Floats, y: Floats, wanted: NDArray[np.bool_]) -> bool:
     frames = frames[:: max(1, len(frames) // _PROBED)]
     a, b = x[frames], y[frames]
     near = squared_distances(a, b) < _CANCELS * (row_products(a, a) + row_products(b, b))
-    return 2 * np.count_nonzero(near) > len(frames)
+    return 2 * int(np.count_nonzero(near)) > len(frames)
 
 
 def _to_steps(products: Values, squares: Values, rows: Floats, wanted: NDArray[np.bool_], block: int) -> None:
