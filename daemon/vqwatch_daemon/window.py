@@ -50,20 +50,24 @@ class UsageWindow:
         """How sticky the streams in the window were, per layer ``[layers]``."""
         return Repeats(self._sums[0], self._sums[1])
 
-    def add(self, step: int, rows: Any, counts: NDArray[Any], repeats: Repeats) -> bool:
+    def add(self, step: int, rows: Any, counts: NDArray[np.int64], repeats: Repeats) -> bool:
         """Add one rank's counts ``[rows, codes]`` of one step; ``rows`` names the layers.
 
         Returns False, and changes nothing, for a step that has left the window already.
         """
-        slot = self._slot_of.get(step)
-        if slot is None:
+        slot, width = self._slot_of.get(step), counts.shape[1]
+        facts = np.array((*repeats, counts.sum(axis=1)))
+        if slot is not None:
+            self._slots[slot, rows, :width] += counts.astype(np.int32, copy=False)
+            self._facts[slot][:, rows] += facts
+        else:
             slot = self._take(step)
             if slot is None:
                 return False
-        width = counts.shape[1]
-        self._slots[slot, rows, :width] += counts.astype(np.int32, copy=False)
-        facts = np.array((*repeats, counts.sum(axis=1)))
-        self._facts[slot][:, rows] += facts
+            if counts.shape != self.counts.shape:  # else every count is overwritten
+                self._slots[slot], self._facts[slot] = 0, 0
+            self._slots[slot, rows, :width] = counts
+            self._facts[slot][:, rows] = facts
         self._sums[:, rows] += facts
         self.counts[rows, :width] += counts
         return True
@@ -83,9 +87,7 @@ class UsageWindow:
     def _clear(self, step: int) -> int:
         slot = self._slot_of.pop(step)
         self.counts -= self._slots[slot]
-        self._slots[slot] = 0
         self._sums -= self._facts[slot]
-        self._facts[slot] = 0
         self._at[slot] = _EMPTY
         return slot
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from itertools import islice
+from operator import mul
 from typing import Final
 
 from vqwatch_rules.durations import Span
@@ -32,8 +33,10 @@ def level_and_scatter(values: list[float]) -> tuple[float, float]:
     >>> level_and_scatter([1.0, 2.0, 3.0, 4.0, 100.0])
     (3.0, 1.4826)
     """
-    middle = median(sorted(values))
-    return middle, _GAUSSIAN * median(sorted(abs(value - middle) for value in values))
+    ordered = sorted(values)
+    middle = median(ordered)
+    # In this order distances first fall and then rise, which sorting makes use of.
+    return middle, _GAUSSIAN * median(sorted([abs(value - middle) for value in ordered]))
 
 
 class Baseline:
@@ -118,15 +121,15 @@ class Trend:
         mean_x, mean_y = sum(self.steps) / count, sum(self.values) / count
         xs = [step - mean_x for step in self.steps]
         ys = [value - mean_y for value in self.values]
-        sxx = sum(x * x for x in xs)
-        syy = sum(y * y for y in ys)
+        sxx = sum(map(mul, xs, xs))
+        syy = sum(map(mul, ys, ys))
         if sxx == 0.0:
             self.slope = self.change = math.nan
             return
-        sxy = sum(x * y for x, y in zip(xs, ys, strict=True))
+        sxy = sum(map(mul, xs, ys))
         self.slope = sxy / sxx
         self.change = self.slope * (self.steps[-1] - self.steps[0])
-        self.mean = sum(abs(value) for value in self.values) / count
+        self.mean = sum(map(abs, self.values)) / count
         self.fit = sxy * sxy / (sxx * syy) if syy > 0.0 else 1.0
 
 

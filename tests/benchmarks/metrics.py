@@ -5,8 +5,9 @@
 The two sides take turns, round by round; counted is the processor's time, not the wall's, so that neighbours on the
 machine matter less, and the median of the rounds. The ratio of the medians is the result. What the proposal has no
 function for is timed alone, beside its budget. Rows that begin with "of which" are floors: what the row before cannot
-do without. The rival runs on the CPU here: what it costs on a GPU, where each value
-waits for the device, is the training benchmark's matter.
+do without. Those that read the data once take turns with the rival too, which leaves the caches to neither: their ratio
+is what any code could reach. The rival runs on the CPU here: what it costs on a GPU, where each value waits for the
+device, is the training benchmark's matter.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tests.benchmarks import proposal_monitors as proposal
 from threadpoolctl import threadpool_limits
 
@@ -132,7 +134,7 @@ def snapshot_cases(rng: np.random.Generator) -> list[Case]:
 
     return [
         Case("movement and cluster sizes", movement_and_sizes, monitor.update),
-        Case("  of which reading both books (one dot product)", lambda: np.dot(before.reshape(-1), after.reshape(-1))),
+        Case("  of which reading both books (one dot product)", lambda: _read(before, after), monitor.update),
         Case("variance", lambda: [geometry.embedding_variance(after[i]) for i in layers]),
         Case("effective rank", lambda: [geometry.effective_rank(after[i]) for i in layers]),
         Case("near duplicates", lambda: [geometry.near_duplicate_ratio(after[i]) for i in layers]),
@@ -158,6 +160,11 @@ def reconstruction_cases(rng: np.random.Generator) -> list[Case]:
         Case(
             "the same, sequence by sequence",
             lambda: reconstruction(original, output, mask, spectral=False).samples,
+            lambda: proposal.evaluation(apart),  # type: ignore[arg-type]
+        ),
+        Case(
+            "  of which reading both arrays (one dot product)",
+            lambda: _read(original, output),
             lambda: proposal.evaluation(apart),  # type: ignore[arg-type]
         ),
         Case(
@@ -191,6 +198,11 @@ def training_cases(rng: np.random.Generator) -> list[Case]:
         Case("steps per second of 100 pairs", lambda: training.steps_per_second(steps, times)),
         Case("residual ratios and gains of 8 layers", lambda: residuals.residuals(1.0, [0.5] * LAYERS)),
     ]
+
+
+def _read(one: NDArray[np.float32], other: NDArray[np.float32]) -> object:
+    """Read two arrays once, as fast as numpy can."""
+    return np.dot(one.reshape(-1), other.reshape(-1))
 
 
 def measure(case: Case, rounds: int) -> Result:

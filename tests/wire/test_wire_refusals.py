@@ -128,3 +128,35 @@ def test_original_and_reconstruction_must_be_of_one_shape() -> None:
     with pytest.raises(wire.WireError) as caught:
         wire.decode(wire.encode(message))
     assert caught.value.reason == "shape"
+
+
+def test_a_truth_is_no_rank_although_it_equals_one_that_was_met() -> None:
+    assert isinstance(wire.decode(frames(rank=1)), wire.Codes)
+    with pytest.raises(wire.WireError, match="rank"):
+        wire.decode(frames(rank=True))
+
+
+@pytest.mark.parametrize("wrong", [["0", ["1"]], ["0", 1], ["0", b"1"], ["0", ""], ["0", "0"], ["0", "a\nb"]])
+def test_names_beside_known_ones_are_looked_at_too(wrong: list[Any]) -> None:
+    for layers in (["0"], wrong, wrong):
+        message = frames(b"ab", layers=layers, tensors=[["indices", "u8", [len(layers), 2 // len(layers)]]])
+        if layers is wrong:
+            with pytest.raises(wire.WireError, match="layers"):
+                wire.decode(message)
+        else:
+            wire.decode(message)
+
+
+@pytest.mark.parametrize("losses", [{"a": True}, {"a": "1"}, {"a": 1.0, "": 1.0}, {"a": 1.0, "b": None}, {"a": [1.0]}])
+def test_values_of_a_known_loss_are_looked_at_each_time(losses: dict[str, Any]) -> None:
+    scalars = {"kind": "step", "first": 0, "layers": None, "tensors": None}
+    fine = {"a": 1.0, "b": 2.0}
+    assert isinstance(wire.decode(frames(**scalars, losses=fine)[:1]), wire.Step)
+    with pytest.raises(wire.WireError, match="losses"):
+        wire.decode(frames(**scalars, losses=losses)[:1])
+
+
+def test_whole_numbers_among_losses_become_floats() -> None:
+    message = wire.decode(frames(kind="step", first=0, layers=None, tensors=None, losses={"a": 1, "b": 2.0})[:1])
+    assert isinstance(message, wire.Step)
+    assert [type(value) for value in message.losses.values()] == [float, float]

@@ -4,13 +4,14 @@ A residual stack whose layers predict each other wastes bits. No random state of
 """
 
 from itertools import combinations
+from math import log
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqwatch_daemon.metrics.counting import Counts, Floats, Indices, narrowed
-from vqwatch_daemon.metrics.entropy import Sizes, entropy_nats
+from vqwatch_daemon.metrics.entropy import LOGS, Sizes, entropy_nats
 
 Layer = NDArray[np.integer[Any]]
 
@@ -58,8 +59,8 @@ def mutual_information(indices: Indices, rng: np.random.Generator) -> Floats:
     nan where I_0 > H / 2: with so few pairs chance explains more than half of all there could be (K = 256 needs about
     N = 5,000); and where a layer has only one code, which cannot tell anything.
 
-    Cost: two sorts of N per pair of layers, no K² table, and radix sorts of 16 bits where K² fits them; 28 pairs of
-    16,384 take some milliseconds, so call it every some hundred steps, not every step.
+    Cost: two histograms per pair of layers, or where K² does not fit 16 bits two sorts of N, so no larger table; 28
+    pairs of 16,384 take some milliseconds, so call it every some hundred steps, not every step.
 
     >>> codes = np.random.default_rng(0).integers(0, 4, (2, 1000))
     >>> mutual_information(np.stack([codes[0], codes[0] ^ 1, codes[1]]), np.random.default_rng(1)).round(2) + 0.0
@@ -69,28 +70,25 @@ def mutual_information(indices: Indices, rng: np.random.Generator) -> Floats:
     """
     indices = narrowed(np.ascontiguousarray(indices))  # each layer is read L times: in one piece, and short
     order = rng.permutation(indices.shape[1])
-    own = [float(entropy_nats(_histogram(layer[layer >= 0]))) for layer in indices]
     complete = bool((indices >= 0).all())
+    shuffled = indices.take(order, axis=1) if complete else indices
+    own = [_entropy(layer[layer >= 0]) for layer in indices]
     shared = np.diag(own)
     for one, other in combinations(range(len(indices)), 2):
         first, second = indices[one], indices[other]
         if complete:
-            value = _adjusted(first, second, order, (own[one], own[other]))
+            value = _adjusted(first, second, shuffled[other], (own[one], own[other]))
         else:
             paired = (first >= 0) & (second >= 0)
-            value = _adjusted_alone(first[paired], second[paired], np.argsort(order[paired]))
+            first, second = first[paired], second[paired]
+            entropies = (_entropy(first), _entropy(second))
+            value = _adjusted(first, second, second[np.argsort(order[paired])], entropies)
         shared[one, other] = shared[other, one] = value
     return shared
 
 
-def _adjusted_alone(first: Layer, second: Layer, order: NDArray[np.intp]) -> float:
-    """As :func:`_adjusted`, for pairs whose own entropies are not known yet."""
-    entropies = (float(entropy_nats(_histogram(first))), float(entropy_nats(_histogram(second))))
-    return _adjusted(first, second, order, entropies)
-
-
-def _adjusted(first: Layer, second: Layer, order: NDArray[np.intp], entropies: tuple[float, float]) -> float:
-    """Mutual information of two layers' codes, adjusted for chance; ``order`` permutes the vectors."""
+def _adjusted(first: Layer, second: Layer, shuffled: Layer, entropies: tuple[float, float]) -> float:
+    """Mutual information of two layers' codes, adjusted for chance; ``shuffled`` are the second's in another order."""
     most = min(entropies)
     if not most > 0.0:
         return float("nan")
@@ -98,21 +96,22 @@ def _adjusted(first: Layer, second: Layer, order: NDArray[np.intp], entropies: t
     labels = (int(first.max()) + 1) * stride
     wide = np.dtype(np.uint16 if labels <= 2**16 else np.int32 if labels < 2**31 else np.int64)
     left: Layer = first.astype(wide) * stride
-    right: Layer = second.astype(wide)
-    by_pairs = sum(entropies) - float(entropy_nats(_histogram(left + right)))
-    by_chance = sum(entropies) - float(entropy_nats(_histogram(left + right[order])))
+    by_pairs = sum(entropies) - _entropy(left + second.astype(wide))
+    by_chance = sum(entropies) - _entropy(left + shuffled.astype(wide))
     if by_chance > LARGEST_BASELINE * most:
         return float("nan")
     return (by_pairs - by_chance) / (1 - by_chance / most)
 
 
-def _histogram(labels: Layer) -> Counts:
-    """How often each label occurs, in the order of the labels; memory by the number of labels, not by their size."""
-    ordered = np.sort(labels, kind="stable" if labels.itemsize <= 2 else None)
-    ends = np.ones(len(ordered), bool)
-    np.not_equal(ordered[1:], ordered[:-1], out=ends[:-1])
-    last = np.flatnonzero(ends)
-    counts: Counts = last.copy()
-    counts[1:] -= last[:-1]
-    counts[:1] += 1
-    return counts
+def _entropy(labels: Layer) -> float:
+    """Return the entropy of labels in nats.
+
+    Labels below 2^16 are counted in a table, where each looks up how often it occurs: ln n less the mean of the logs of
+    that. Others are sorted, so that memory goes by their number and not by their size.
+    """
+    if labels.itemsize <= 2 and len(labels) < len(LOGS):
+        at = labels.astype(np.intp)
+        return log(len(at)) - float(LOGS.take(np.bincount(at).take(at)).sum()) / len(at) if len(at) else float("nan")
+    ordered = np.sort(labels)
+    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], len(ordered) > 0))
+    return float(entropy_nats(np.diff(last, prepend=-1)))

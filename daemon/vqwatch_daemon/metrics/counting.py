@@ -5,6 +5,7 @@ every metric is computed from the sum. The metrics themselves live next door.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Indices = NDArray[np.integer[Any]]
 Mask = NDArray[Any]
+
+_BYTE = 256
 
 
 class Assignments(NamedTuple):
@@ -42,7 +45,22 @@ def narrowed(indices: Indices) -> Indices:
     >>> narrowed(np.array([[3, 255]])).dtype.name, narrowed(np.array([[3, -1]])).dtype.name
     ('uint8', 'int64')
     """
-    return indices.astype(np.uint8) if indices.size and _all_within(indices, 256) else indices
+    return indices.astype(np.uint8) if indices.size and _all_within(indices, _BYTE) else indices
+
+
+def counted(indices: Indices, sizes: Sequence[int], mask: Mask | None = None) -> tuple[Assignments, Repeats]:
+    """Return :func:`count_assignments` and :func:`count_repeats` of the same indices, looked at once for both.
+
+    >>> counted(np.array([[0, 1, 1, 1]]), [4])[1]
+    Repeats(same=array([2]), pairs=array([3]))
+    """
+    if mask is not None or indices.ndim < 2 or indices.size == 0 or not _all_within(indices, min(sizes)):
+        few = narrowed(indices)
+        return count_assignments(few, sizes, mask), count_repeats(few, mask)
+    layers, width = len(indices), max(sizes)
+    few = np.ascontiguousarray(indices, np.uint8 if width <= _BYTE else None)
+    none = np.zeros(layers, np.int64)
+    return Assignments(_bincount(few.reshape(layers, -1), width), none, none), _repeats_within(few)
 
 
 def count_assignments(indices: Indices, sizes: int | Sequence[int], mask: Mask | None = None) -> Assignments:
@@ -104,25 +122,34 @@ def _all_within(indices: Indices, size: int | None) -> bool:
 
     Without their sign, negative entries are the largest.
     """
-    limits = np.iinfo(indices.dtype)
-    most = limits.max if size is None else min(size - 1, limits.max)
-    if limits.min >= 0 and limits.max <= most:
-        return True
-    return bool(indices.view(f"u{indices.itemsize}").max() <= most)
+    low, high, unsigned = _limits(indices.dtype)
+    most = high if size is None else min(size - 1, high)
+    return (low >= 0 and high <= most) or bool(indices.view(unsigned).max() <= most)
+
+
+@lru_cache(maxsize=64)
+def _limits(dtype: np.dtype[Any]) -> tuple[int, int, np.dtype[Any]]:
+    """Return the smallest and the largest number of an integer type, and the unsigned type of its size."""
+    limits = np.iinfo(dtype)
+    return int(limits.min), int(limits.max), np.dtype(f"{dtype.byteorder}u{dtype.itemsize}")
 
 
 def _repeats_within(indices: Indices) -> Repeats:
     """As :func:`count_repeats` where all entries are codes: all neighbours in memory, less those across rows."""
     same = np.empty(indices.shape, bool)
-    np.equal(indices.reshape(-1)[1:], indices.reshape(-1)[:-1], out=same.reshape(-1)[:-1])
+    flat, found = indices.reshape(-1), same.reshape(-1)
+    np.equal(flat[1:], flat[:-1], out=found[:-1])
     same[..., -1] = False
-    pairs = indices[0, ..., 1:].size
+    pairs = indices[0].size - indices[0].size // indices.shape[-1]
     return Repeats(_count_true(same), np.full(len(indices), pairs, np.int64))
 
 
 def _bincount(codes: Indices, width: int) -> Counts:
     """Count [L, n] codes below ``width``: a histogram per layer, whose codes widened to bincount's type fit a cache."""
-    return np.array([np.bincount(layer, minlength=width) for layer in codes], np.int64)
+    found = np.empty((len(codes), width), np.int64)
+    for row, layer in zip(found, codes, strict=True):
+        row[:] = np.bincount(layer, minlength=width)
+    return found
 
 
 def _count_true(flags: NDArray[np.bool_]) -> Counts:

@@ -75,8 +75,9 @@ def movement(earlier: Floats, later: Floats, steps: int = 1) -> float:
     2.5
     """
     before, after = _pair(earlier, later, steps)
-    mean = float(_displacement(before, after).mean(dtype=np.float64))
-    return mean / steps if np.isfinite(mean) else NAN
+    moved = _displacement(before, after)
+    mean = float(moved.sum(dtype=np.float64)) / moved.size
+    return mean / steps if math.isfinite(mean) else NAN
 
 
 def reinitialised_ratio(earlier: Floats, later: Floats) -> float:
@@ -237,4 +238,6 @@ def _perplexity(heads: NDArray[np.float64], totals: NDArray[np.float64], smalles
     if smallest < 0 or totals.min() <= 0:
         return NAN
     logs = np.log(heads if smallest > 0 else np.where(heads > 0, heads, 1))
-    return float(np.exp(np.log(totals) - row_products(heads, logs) / totals).mean())
+    spread = zip(totals.tolist(), row_products(heads, logs).tolist(), strict=True)
+    values = [math.exp(math.log(total) - products / total) for total, products in spread]
+    return sum(values) / len(values)

@@ -131,4 +131,6 @@ def _tabulate() -> Floats:
 
 
 _SMALL = _tabulate()
-_N_LOG_N: Floats = np.arange(float(_LOGS_TABULATED)) * np.log(np.maximum(np.arange(_LOGS_TABULATED), 1))
+LOGS: Floats = np.log(np.maximum(np.arange(_LOGS_TABULATED), 1))
+"""ln n of small whole numbers, 0 for 0."""
+_N_LOG_N: Floats = np.arange(float(_LOGS_TABULATED)) * LOGS

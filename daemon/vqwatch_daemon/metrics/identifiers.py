@@ -6,6 +6,7 @@ the run. The same sample of joint codes serves the mutual information of layers 
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from math import exp, expm1, log
 from typing import Any, NamedTuple, Self
 
@@ -22,6 +23,8 @@ Codes = NDArray[np.int32]
 
 _FEW = 0.2
 """Where at most this share of the vectors enters, drawing gaps is cheaper than a draw for each vector."""
+
+_KEY_BYTES = 8
 
 _SMALLEST_DRAW = 2.0**-54
 """Stands for a draw of exactly 0, whose priority would never age."""
@@ -43,20 +46,23 @@ class Identifiers(NamedTuple):
 def identifier_counts(codes: Indices) -> Counts:
     """Return how often each distinct identifier occurs among ``codes`` [n, L], in no meaningful order.
 
-    Rows are compared by a 64-bit hash, their product with random odd numbers modulo 2^64, as sorting rows themselves
-    is far slower. Two different rows whose codes are below K are taken for equal with probability at most K / 2^63: one
-    wrong pair among 16,384 rows of codes below 65,536 in a million such samples.
+    Rows of at most eight codes below 256 are compared as they are, others by a 64-bit hash, their product with random
+    odd numbers modulo 2^64, as sorting rows themselves is far slower. Two different rows whose codes are below K are
+    then taken for equal with probability at most K / 2^63: one wrong pair among 16,384 rows of codes below 65,536 in a
+    million such samples.
 
     >>> sorted(identifier_counts(np.array([[1, 2], [1, 2], [2, 1]])).tolist())
     [1, 2]
     """
     if len(codes) == 0:
         return np.zeros(0, np.int64)
-    with np.errstate(over="ignore"):
-        keys = codes.astype(np.uint64) @ _multipliers(codes.shape[1])
+    keys = _keys(codes)
     keys.sort()
     last = np.flatnonzero(np.append(keys[1:] != keys[:-1], True))
-    return np.diff(last, prepend=-1).astype(np.int64)
+    counts: Counts = last.copy()
+    counts[1:] -= last[:-1]
+    counts[0] += 1
+    return counts
 
 
 def unique_ratio(counts: Counts) -> float:
@@ -195,11 +201,18 @@ class IdentifierSample:
         """Keep the ``capacity`` smallest priorities."""
         if self._held <= self._capacity:
             return
-        order = np.argpartition(self._priorities[: self._held], self._capacity - 1)[: self._capacity]
-        self._codes[: self._capacity] = self._codes[order]
-        self._priorities[: self._capacity] = self._priorities[order]
+        priorities = self._priorities[: self._held]
+        self._bound = float(np.partition(priorities, self._capacity - 1)[self._capacity - 1])
+        leaving = np.flatnonzero(priorities > self._bound)
+        # Of several at the bound itself some have to leave too.
+        ties = np.flatnonzero(priorities == self._bound)[: self._held - self._capacity - len(leaving)]
+        gone = np.zeros(self._held, bool)
+        gone[leaving] = gone[ties] = True
+        places = np.flatnonzero(gone[: self._capacity])
+        movers = self._capacity + np.flatnonzero(~gone[self._capacity :])
+        self._codes[places] = self._codes[movers]
+        self._priorities[places] = self._priorities[movers]
         self._held = self._capacity
-        self._bound = float(self._priorities[: self._held].max())
 
 
 def _chosen(offered: int, probability: float, rng: np.random.Generator) -> NDArray[np.intp]:
@@ -220,6 +233,19 @@ def _chosen(offered: int, probability: float, rng: np.random.Generator) -> NDArr
     return together[: np.searchsorted(together, offered)]
 
 
+def _keys(codes: Indices) -> NDArray[np.uint64]:
+    """Return a number for each row of ``codes`` [n, L]: its bytes, where eight hold it, and else a hash."""
+    count, layers = codes.shape
+    if layers <= _KEY_BYTES and codes.min(initial=0) >= 0 and codes.max(initial=0) < 256:
+        rows = np.zeros((count, _KEY_BYTES), np.uint8)
+        rows[:, :layers] = codes
+        return rows.view(np.uint64).reshape(count)
+    with np.errstate(over="ignore"):
+        keys: NDArray[np.uint64] = codes.astype(np.uint64) @ _multipliers(layers)
+    return keys
+
+
+@lru_cache(maxsize=16)
 def _multipliers(layers: int) -> NDArray[np.uint64]:
     """Return one odd 64-bit multiplier per layer: fixed, so that samples of different processes compare."""
     return np.random.default_rng(0x76717761).integers(0, 2**63, layers, np.uint64) * np.uint64(2) + np.uint64(1)

@@ -17,6 +17,7 @@ does not define.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -43,7 +44,10 @@ _ONE_PACE: Final = 1e-6
 """Distances from frame to frame whose variance is below this share of their squared mean are all alike."""
 
 _CANCELS: Final = 1 / 32
-"""A squared step below this share of what it is the difference of is not taken as a difference."""
+"""A squared step or error below this share of what it is the difference of is not taken as a difference."""
+
+_PROBED: Final = 8
+"""Frames, or up to twice as many, that tell what to measure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +112,24 @@ def reconstruction(
     parts = _parts(sums, valid, x.shape[2])
     spectra = spectral_distances(x, y, valid & sums.finite) if spectral else np.zeros((2, len(x)))
     parts = np.where(spoilt, np.nan, np.concatenate([parts, spectra]))
-    pooled = _scores(parts.sum(axis=1, keepdims=True))
+    scores = _scores(np.concatenate([parts, parts.sum(axis=1, keepdims=True)], axis=1))  # the last is of all
     return Reconstruction(
-        mse=float(pooled.mse[0]),
-        snr_db=float(pooled.snr_db[0]),
-        cosine=float(pooled.cosine[0]),
-        temporal=float(pooled.temporal[0]),
-        temporal_correlation=float(pooled.temporal_correlation[0]),
-        spectral_db=float(pooled.spectral_db[0]),
+        mse=float(scores.mse[-1]),
+        snr_db=float(scores.snr_db[-1]),
+        cosine=float(scores.cosine[-1]),
+        temporal=float(scores.temporal[-1]),
+        temporal_correlation=float(scores.temporal_correlation[-1]),
+        spectral_db=float(scores.spectral_db[-1]),
         frames=int(np.count_nonzero(valid)),
         nonfinite_values=bad,
-        samples=_scores(parts),
+        samples=Scores(
+            mse=scores.mse[:-1],
+            snr_db=scores.snr_db[:-1],
+            cosine=scores.cosine[:-1],
+            temporal=scores.temporal[:-1],
+            temporal_correlation=scores.temporal_correlation[:-1],
+            spectral_db=scores.spectral_db[:-1],
+        ),
     )
 
 
@@ -160,29 +171,50 @@ def _checked(original: Floats, reconstructed: Floats, mask: NDArray[Any] | None)
 
 
 def _frame_sums(x: Floats, y: Floats, valid: Mask) -> _FrameSums:
-    """Return the sums of every frame; blocks of frames without a valid one are left at 0."""
+    """Return the sums of every frame; blocks of frames without a valid one are left at 0.
+
+    Of squares, products and squared differences two kinds give the third. Squares are needed; of the other two that one
+    is measured which loses nothing when the other is derived from it: the error where most of it is small, as far as
+    can be told from a few frames, and else the product. Where a frame is unlike most, both are measured.
+    """
     count, dim = x.shape[0] * x.shape[1], x.shape[2]
     flat = x.reshape(count, dim), y.reshape(count, dim)
-    sums = np.zeros((6, count), x.dtype)
+    wanted = valid.reshape(-1)
+    close = _are_close(*flat, wanted)
+    sums = np.zeros((5, count), x.dtype)
     block = block_rows(x)
     buffer = np.empty((min(block, count), dim), x.dtype)
-    wanted = valid.reshape(-1)
     for start in range(0, count, block):
         end, after = min(start + block, count), min(start + block, count - 1)
         if not wanted[start:end].any():
             continue
+        for rows, squares, steps in ((flat[0], sums[0], sums[3]), (flat[1], sums[1], sums[4])):
+            row_products(rows[start:end], rows[start:end], out=squares[start:end])
+            row_products(rows[start + 1 : after + 1], rows[start:after], out=steps[start:after])
         a, b = flat[0][start:end], flat[1][start:end]
-        difference = np.subtract(a, b, out=buffer[: end - start])
-        row_products(a, a, out=sums[0, start:end])
-        row_products(b, b, out=sums[1, start:end])
+        if close:
+            a = b = np.subtract(a, b, out=buffer[: end - start])
         row_products(a, b, out=sums[2, start:end])
-        row_products(difference, difference, out=sums[3, start:end])
-        for index, rows in zip((4, 5), flat, strict=True):
-            row_products(rows[start + 1 : after + 1], rows[start:after], out=sums[index, start:after])
-    wide = sums.astype(np.float64)
-    for squares, products, rows in zip(wide[:2], wide[4:], flat, strict=True):
+    xx, yy, measured, x_step, y_step = sums.astype(np.float64)
+    both = xx + yy
+    if close:
+        error, xy = measured, (both - measured) / 2
+        _measure(xy, wanted & ~(error < _CANCELS * both), *flat, row_products, block)
+    else:
+        error, xy = both - 2 * measured, measured
+        _measure(error, wanted & (error < _CANCELS * both), *flat, squared_distances, block)
+    for products, squares, rows in ((x_step, xx, flat[0]), (y_step, yy, flat[1])):
         _to_steps(products, squares, rows, wanted, block)
-    return _FrameSums(*wide.reshape(6, *x.shape[:2]))
+    return _FrameSums(*(values.reshape(x.shape[:2]) for values in (xx, yy, xy, error, x_step, y_step)))
+
+
+def _are_close(x: Floats, y: Floats, wanted: NDArray[np.bool_]) -> bool:
+    """Whether most frames, by some of them, are so close that products would lose what is between them."""
+    frames = np.flatnonzero(wanted)
+    frames = frames[:: max(1, len(frames) // _PROBED)]
+    a, b = x[frames], y[frames]
+    near = squared_distances(a, b) < _CANCELS * (row_products(a, a) + row_products(b, b))
+    return 2 * int(np.count_nonzero(near)) > len(frames)
 
 
 def _to_steps(products: Values, squares: Values, rows: Floats, wanted: NDArray[np.bool_], block: int) -> None:
@@ -192,38 +224,46 @@ def _to_steps(products: Values, squares: Values, rows: Floats, wanted: NDArray[n
     about a quarter of a frame's length, whose squares keep five digits in float32.
     """
     both = squares[:-1] + squares[1:]
-    products[:-1] = both - 2 * products[:-1]
-    near = (products[:-1] < _CANCELS * both) & wanted[:-1] & wanted[1:]
-    for start in np.unique(np.flatnonzero(near) // block) * block:
-        end = min(start + block, len(near))
-        products[start:end] = squared_distances(rows[start + 1 : end + 1], rows[start:end])
+    steps = products[:-1]
+    steps[:] = both - 2 * steps
+    near = (steps < _CANCELS * both) & wanted[:-1] & wanted[1:]
+    _measure(steps, near, rows[1:], rows[:-1], squared_distances, block)
+
+
+def _measure(
+    found: Values,
+    wanted: NDArray[np.bool_],
+    a: Floats,
+    b: Floats,
+    how: Callable[[Floats, Floats], Floats],
+    block: int,
+) -> None:
+    """Put into ``found`` what ``how`` says of the rows of blocks that hold a wanted one."""
+    for start in np.unique(np.flatnonzero(wanted) // block) * block:
+        end = min(start + block, len(wanted))
+        found[start:end] = how(a[start:end], b[start:end])
 
 
 def _parts(sums: _FrameSums, valid: Mask, dim: int) -> Values:
     """Return what adds up over sequences, [11, B]; see :func:`_scores` for what each is."""
+    steps = np.zeros_like(valid)
+    steps[:, :-1] = valid[:, :-1] & valid[:, 1:]
+    xx, yy, xy, error = np.where(valid, (sums.xx, sums.yy, sums.xy, sums.error), 0.0)  # nan in padding is nobody's
+    squares = np.where(steps, (sums.x_step, sums.y_step), 0.0)
+    parts = np.empty((11, len(valid)))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        directed = valid & ((sums.xx > 0) | (sums.yy > 0))
-        lengths = np.sqrt(sums.xx) * np.sqrt(sums.yy)
-        cosines = np.clip(np.where(lengths > 0, sums.xy / lengths, 0), -1, 1)
-        steps = np.zeros_like(valid)
-        steps[:, :-1] = valid[:, :-1] & valid[:, 1:]
-        moved, followed = np.sqrt(sums.x_step), np.sqrt(sums.y_step)
-        products = moved * followed
-    one = np.float64(1)
-    chosen = (
-        (valid, np.float64(dim)),
-        (valid, sums.error),
-        (valid, sums.xx),
-        (directed, one),
-        (directed, cosines),
-        (steps, products),
-        (steps, sums.x_step),
-        (steps, sums.y_step),
-        (steps, one),
-        (steps, moved),
-        (steps, followed),
-    )
-    parts: Values = np.stack([np.where(where, values, 0.0) for where, values in chosen]).sum(axis=2)
+        lengths = np.sqrt(xx) * np.sqrt(yy)
+        cosines = np.clip(np.where(lengths > 0, xy / lengths, 0), -1, 1)
+        distances = np.sqrt(squares)
+        parts[0] = np.count_nonzero(valid, axis=1) * np.float64(dim)
+        parts[1] = error.sum(axis=1)
+        parts[2] = xx.sum(axis=1)
+        parts[3] = np.count_nonzero((xx > 0) | (yy > 0), axis=1)
+        parts[4] = cosines.sum(axis=1)
+        parts[5] = (distances[0] * distances[1]).sum(axis=1)
+        parts[6:8] = squares.sum(axis=2)
+        parts[8] = np.count_nonzero(steps, axis=1)
+        parts[9:] = distances.sum(axis=2)
     return parts
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vqwatch.wire import Codes, Layer
 from vqwatch_daemon.arrays import as_array, as_mask
 from vqwatch_daemon.metrics import between, codebook, usage
-from vqwatch_daemon.metrics.counting import count_assignments, count_repeats, narrowed
+from vqwatch_daemon.metrics.counting import counted
 from vqwatch_daemon.metrics.identifiers import IdentifierSample
 from vqwatch_daemon.readings import Labels, Readings, known, one
 from vqwatch_daemon.sections.gather import Gather
@@ -87,11 +87,10 @@ class CodebookUse:
         return [(step, self._read(step)) for step in self._gather.add(message.step, rank, awaited, now)]
 
     def _count(self, message: Codes, rows: list[int]) -> None:
-        indices = narrowed(as_array(message.indices))
-        mask = as_mask(message.mask)
-        taken = count_assignments(indices, [self._of_size[row] for row in rows], mask)
-        repeats = count_repeats(indices, mask)
-        at = slice(None) if rows == self._all_rows else rows  # a slice is several times cheaper than a list
+        indices, mask = as_array(message.indices), as_mask(message.mask)
+        whole = rows == self._all_rows
+        taken, repeats = counted(indices, self._of_size if whole else [self._of_size[row] for row in rows], mask)
+        at = slice(None) if whole else rows  # a slice is several times cheaper than a list
         if not self.window.add(message.step, at, taken.counts, repeats):
             raise Refused("late", f"codes of step {message.step} have left the window")
         if len(rows) == len(self._names) and (indices[0].size <= SMALL_BATCH or self.updates % LARGE_BATCH_EVERY == 0):

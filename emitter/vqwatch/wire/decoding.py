@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import msgpack
@@ -115,15 +116,23 @@ class _Fields:
         value = self._values.get(key, ())
         if not isinstance(value, (list, tuple)) or len(value) > most:
             raise self._fail(key, f"a list of at most {most} names")
-        names = tuple(_name(key, item) for item in value)
+        names = tuple(value)
+        if not _are_names(names):
+            names = tuple(_name(key, item) for item in names)
         if len(set(names)) != len(names):
             raise self._fail(key, "names that differ from each other")
         return names
 
     def numbers(self, key: str) -> Mapping[str, float]:
+        given = self._values.get(key)
+        if _is_usual(given, _FLOATS):
+            return given  # type: ignore[return-value]  # looked at just now
         return {name: _float(key, value) for name, value in self._entries(key)}
 
     def counts(self, key: str) -> Mapping[str, int]:
+        given = self._values.get(key)
+        if not given and _is_usual(given, _INTEGERS):
+            return {}
         return {name: _Fields({key: value}).integer(key) for name, value in self._entries(key)}
 
     def labels(self, key: str) -> Mapping[str, str]:
@@ -143,6 +152,29 @@ class _Fields:
 
     def raw(self, key: str) -> object:
         return self._values.get(key)
+
+
+_MOST_REMEMBERED: Final = 64
+_FLOATS: Final = frozenset({float})
+_INTEGERS: Final = frozenset({int})
+
+
+def _is_usual(given: object, types: frozenset[type]) -> bool:
+    """Whether this is a map as nearly all are: from names to values of one type, which then need no look each."""
+    return type(given) is dict and types.issuperset(map(type, given.values())) and _are_names(tuple(given))
+
+
+def _are_names(values: tuple[object, ...]) -> bool:
+    """Whether all are names, of which the same few come with every step; False for more than are remembered."""
+    try:
+        return len(values) <= _MOST_REMEMBERED and _are_known_names(values)
+    except TypeError:  # a list among them, say, which cannot be looked up
+        return False
+
+
+@lru_cache(maxsize=256)
+def _are_known_names(values: tuple[object, ...]) -> bool:
+    return all(isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable() for value in values)
 
 
 def _name(key: str, value: object) -> str:
@@ -218,9 +250,23 @@ def _tensor(
 _MASK_DTYPES: Final = INTEGER_DTYPES | FLOAT_DTYPES | {"bool"}
 
 
+def _origin(fields: _Fields) -> Origin:
+    run, rank, session = fields.raw("run"), fields.raw("rank"), fields.raw("session")
+    if type(run) is str and type(rank) is int and type(session) is str:  # True would be found under 1
+        return _known_origin(run, rank, session)
+    return Origin(fields.text("run"), fields.integer("rank", 0, MAX_RANKS - 1), fields.text("session"))
+
+
+@lru_cache(maxsize=4096)
+def _known_origin(run: str, rank: int, session: str) -> Origin:
+    """Check who speaks when it speaks first; the same few speak all the time."""
+    fields = _Fields({"run": run, "rank": rank, "session": session})
+    return Origin(fields.text("run"), fields.integer("rank", 0, MAX_RANKS - 1), fields.text("session"))
+
+
 def _numbered(fields: _Fields) -> dict[str, Any]:
     return {
-        "origin": Origin(fields.text("run"), fields.integer("rank", 0, MAX_RANKS - 1), fields.text("session")),
+        "origin": _origin(fields),
         "seq": fields.integer("seq"),
         "time_ns": fields.integer("time_ns"),
     }

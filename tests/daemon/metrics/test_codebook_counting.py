@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from vqwatch_daemon.metrics.counting import count_assignments, count_repeats, narrowed
+from vqwatch_daemon.metrics.counting import count_assignments, count_repeats, counted, narrowed
 
 DTYPES = ["int8", "uint8", "int16", "int32", "int64"]
 
@@ -99,6 +99,22 @@ def test_indices_as_bytes_count_alike(batch: Batch) -> None:
     assert [part.tolist() for part in count_repeats(narrowed(indices), mask)] == [
         part.tolist() for part in count_repeats(indices, mask)
     ]
+
+
+@given(batches())
+def test_looking_once_for_counts_and_repeats_finds_what_looking_twice_does(batch: Batch) -> None:
+    indices, sizes, mask = batch
+    apart = (*count_assignments(indices, sizes, mask), *count_repeats(indices, mask))
+    for given_, expected in zip((part for pair in counted(*batch) for part in pair), apart, strict=True):
+        assert given_.tolist() == expected.tolist()
+        assert given_.dtype == np.int64
+
+
+@pytest.mark.parametrize("size", [255, 256, 257])
+def test_looking_once_mistakes_no_code_at_the_end_of_a_byte(size: int) -> None:
+    indices = np.array([[[0, 255, 255, 256, -1, 511]]], np.int16)
+    counts, ignored, beyond = counted(indices, [size])[0]
+    assert (counts.tolist(), ignored.tolist(), beyond.tolist()) == counted_by_hand(indices, [size], None)
 
 
 @pytest.mark.parametrize("code", [-1, 255, 256, 511])

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import cast
 
 import numpy as np
 import pytest
@@ -255,3 +256,44 @@ def test_a_stream_of_nothing_but_empty_batches_is_no_error() -> None:
     sample.add(np.zeros((3, 0), np.int64), rng)
     sample.add(np.full((3, 4), -1), rng)
     assert sample.compute().samples == 0
+
+
+class Ties:
+    """Draws the same number each time, but for two larger ones at first."""
+
+    def random(self, count: int) -> NDArray[np.float64]:
+        return np.where(np.arange(count) < 2, 0.5, 0.25)
+
+
+@pytest.mark.parametrize("offered", [5, 6, 8, 9, 40])
+def test_of_vectors_with_equal_priorities_as_many_are_held_as_fit(offered: int) -> None:
+    sample = IdentifierSample(layers=1, capacity=5, half_life=float("inf"))
+    sample.add(np.arange(offered)[np.newaxis], cast(np.random.Generator, Ties()))
+    held = sample.codes[:, 0].tolist()
+    assert len(held) == len(set(held)) == 5
+    assert set(held) <= set(range(2 if offered > 6 else 0, offered))
+
+
+def test_what_is_held_are_the_smallest_priorities_whatever_leaves() -> None:
+    rng = np.random.default_rng(3)
+    whole, small = IdentifierSample(layers=1, capacity=4000), IdentifierSample(layers=1, capacity=50)
+    for start in range(0, 2000, 90):
+        batch = np.arange(start, start + 90)[np.newaxis]
+        draws = rng.random(90)
+        for sample in (whole, small):
+            sample._insert(batch.T, draws)
+    state = whole.state()
+    expected = set(state["codes"][np.argsort(state["priorities"])[:50], 0].tolist())
+    assert set(small.codes[:, 0].tolist()) == expected
+
+
+@given(st.integers(1, 9), st.sampled_from([3, 256, 257, 70_000]), st.integers(0, 2**31))
+def test_identifiers_of_any_width_are_counted_alike(layers: int, codes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, codes, (20, layers), np.int32)[rng.integers(0, 20, 300)]
+    assert sorted(identifier_counts(rows)) == sorted(Counter(map(tuple, rows.tolist())).values())
+
+
+@pytest.mark.parametrize("beyond", [256, -256])
+def test_a_code_that_no_byte_holds_is_not_taken_for_one_that_it_ends_in(beyond: int) -> None:
+    assert identifier_counts(np.array([[7, 0], [7, beyond], [7, 0]])).tolist() in ([1, 2], [2, 1])

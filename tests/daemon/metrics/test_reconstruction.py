@@ -243,6 +243,24 @@ def test_the_snr_is_precise_far_below_the_signal(decibels: int) -> None:
     assert reconstruction(x, x + noise).snr_db == pytest.approx(decibels, abs=1e-3)
 
 
+@pytest.mark.parametrize("usual", [1e-3, 0.1, 0.3, 2.0])
+def test_frames_that_are_much_closer_or_further_than_most_are_as_precise(usual: float) -> None:
+    """Errors come from products of frames or products from errors, whichever loses nothing for most frames."""
+    rng = np.random.default_rng(5)
+    x, noise = rng.standard_normal((2, 3, 200, 96))
+    noise *= usual
+    for at, factor in ((20, 1e-5), (90, 1e-3), (150, 30.0), (170, 1e3)):
+        noise[:, at] *= factor
+    x[1, 40], x[1, 60] = 0, x[1, 60] * 1e-4
+    x, y = x.astype(np.float32), (x + noise).astype(np.float32)
+    frames = reconstruction(x.reshape(-1, 1, 96), y.reshape(-1, 1, 96)).samples  # each beside all the others
+    for b, t in np.ndindex(3, 200):
+        expected = by_loop(x[b : b + 1, t : t + 1], y[b : b + 1, t : t + 1], np.ones((1, 1), bool))
+        for name in ("mse", "cosine"):
+            seen = getattr(frames, name)[b * 200 + t]
+            assert seen == pytest.approx(expected[name], rel=1e-5, abs=1e-12, nan_ok=True), (name, b, t)
+
+
 def test_a_signal_of_zeros_has_no_snr_and_a_frame_of_two_zeros_no_cosine() -> None:
     x, y = drawn((1, 4, 3))
     x[0, :2] = 0
