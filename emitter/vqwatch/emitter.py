@@ -228,11 +228,11 @@ class Emitter:
         the model and the optimizer: gradients as they are, so call it between the optimizer's step and ``zero_grad()``.
         A GradScaler has unscaled them by then; in a step that it skips they are not finite.
 
-        Arrays may be torch tensors, numpy arrays or anything with ``__dlpack__``; of a DTensor this rank's part is sent,
-        but no addend (give its ``full_tensor()``). What does not fit is left out, logged once and counted; the rest is
-        sent. CUDA tensors may be read a few steps later, 0.125 s in a fast loop: do not write to them after the call.
-        What was written to is noticed, left out and counted as "overwritten", and from then on everything is read at
-        once.
+        Arrays may be torch tensors, numpy arrays or anything with ``__dlpack__``; of a DTensor this rank's part is
+        sent, but no addend (give its ``full_tensor()``). What does not fit is left out, logged once and counted; the
+        rest is sent. CUDA tensors may be read a few steps later, 0.125 s in a fast loop: do not write to them after the
+        call. What was written to is noticed, left out and counted as "overwritten", and from then on everything is read
+        at once.
         """
         if (
             self._ordinary is None
