@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from .arrays import Host, Refused, take, whole_shape, wire_dtype
 from .capture import Item, Key, item_of
 from .complaints import Complaints
 from .gradients import Gradients, Sketcher, by_module
-from .scalars import ENERGY, LOSS, MODULE, NORM, RATE, Scalars, learning_rates
+from .scalars import ENERGY, LOSS, NORM, RATE, Scalars, learning_rates
 from .wire import FLOAT_DTYPES, ITEM_BYTES, Codebooks, Codes, Message, Origin, Reconstruction, Tensor
 
 if TYPE_CHECKING:
@@ -34,8 +34,19 @@ LATENT_ROWS: Final = 64
 """Vectors of a layer's input that travel with a codebook snapshot."""
 
 Array = Any
-Build = Callable[["Entry", int], Message]
-"""Makes a message of an entry that has arrived, and the message's number."""
+Build = Callable[["Arrived", int], Message]
+"""Makes a message of what has arrived, and the message's number."""
+
+
+class Arrived(Protocol):
+    """What a message with arrays is made of: a step, when it was, and its arrays on the host."""
+
+    step: int
+    time_ns: int
+
+    @property
+    def tensors(self) -> Mapping[Key, Tensor]:
+        """Return the arrays by key."""
 
 
 class Entry:
@@ -46,9 +57,7 @@ class Entry:
         "costs",
         "items",
         "modules",
-        "number_at",
         "outgoing",
-        "part",
         "plan",
         "rows",
         "scalars",
@@ -70,7 +79,6 @@ class Entry:
         self.tensors: dict[Key, Tensor] = {}
         self.modules: list[str] = []
         self.slot: Slot | None = None
-        self.part = self.number_at = 0  # where in the slot
         self.plan: Any = None  # tells where its arrays lie, if somebody knows; see Slot.copy
         self.alone = False  # arrays only, of a step that is sent on its own
         self.costs: dict[str, float] = {}
@@ -86,23 +94,49 @@ class Entry:
         return self.slot is None or self.slot.arrived
 
     def resolve(self) -> None:
-        """Turn what has arrived into numbers: device scalars, energies, gradient norms."""
+        """Take in what has arrived."""
         scalars = self.scalars
         if self.slot is not None:
-            scalars.resolve(self.slot.numbers(self.number_at, len(scalars.names)))
+            scalars.resolve(self.slot.numbers(0, len(scalars.names)))
             if self.outgoing or self.items:
-                self.tensors.update(self.slot.tensors(self.part))
-        norms = self.tensors.get(GRADIENT_KEY)
-        if norms is not None:
-            modules = by_module(np.frombuffer(norms.data, np.float32).tolist(), self.modules)
-            scalars.known[MODULE] = modules
-            if scalars.one(NORM) is None:
-                scalars.known[NORM] = {"": math.hypot(*modules.values())}
+                self.tensors.update(self.slot.tensors(0))
 
-    def energies(self) -> dict[str, float]:
-        """Return the mean squared norm of what each layer left over; what entered the first is under ""."""
-        norms = self.scalars.group(ENERGY)
-        return {layer: norm * norm / self.rows[layer] for layer, norm in norms.items() if layer in self.rows}
+    def fields(self) -> dict[str, Any]:
+        """Return what its message tells, once it has arrived."""
+        known = self.scalars.known
+        found: dict[str, Any] = {}
+        for group, field in ((LOSS, "losses"), (RATE, "learning_rates")):
+            if group in known:
+                found[field] = known[group]
+        if self.rows:
+            found.update(energies(known.get(ENERGY, {}), self.rows))
+        norm = self.scalars.one(NORM)
+        gradients = self.tensors.get(GRADIENT_KEY)
+        if gradients is not None:
+            found["gradient_norms"], whole = gradient_norms(gradients, self.modules)
+            norm = whole if norm is None else norm
+        if norm is not None:
+            found["gradient_norm"] = norm
+        return found
+
+
+def energies(norms: Mapping[str, float], rows: Mapping[str, int]) -> dict[str, Any]:
+    """Return the mean squared norm of what each layer left over, and of what entered the first, as a message's fields.
+
+    ``norms`` are over all of a layer's vectors, ``rows`` how many those were; the name of what entered is "".
+    """
+    found = {layer: norm * norm / rows[layer] for layer, norm in norms.items() if layer in rows}
+    entered = found.pop("", None)
+    fields: dict[str, Any] = {"residual_energy": found} if found else {}
+    if entered is not None:
+        fields["input_energy"] = entered
+    return fields
+
+
+def gradient_norms(norms: Tensor, modules: Sequence[str]) -> tuple[dict[str, float], float]:
+    """Return the gradient norm of each module and of all, from those of the parameters and the module of each."""
+    found = by_module(np.frombuffer(norms.data, np.float32).tolist(), modules)
+    return found, math.hypot(*found.values())
 
 
 class _Snapshot:
@@ -284,7 +318,7 @@ class Collector:
         return fitted
 
     def _codes_message(
-        self, layers: tuple[str, ...], part: int, key: Key, mask_key: Key | None, entry: Entry, seq: int
+        self, layers: tuple[str, ...], part: int, key: Key, mask_key: Key | None, entry: Arrived, seq: int
     ) -> Message:
         mask = entry.tensors.get(mask_key) if mask_key is not None else None
         return Codes(self._origin, seq, entry.time_ns, entry.step, layers, entry.tensors[key], mask, part)
@@ -316,7 +350,7 @@ class Collector:
         entry.outgoing.append(("reconstruction", self._reconstruction_message))
         return fitting is not None
 
-    def _reconstruction_message(self, entry: Entry, seq: int) -> Message:
+    def _reconstruction_message(self, entry: Arrived, seq: int) -> Message:
         tensors = entry.tensors
         return Reconstruction(
             self._origin, seq, entry.time_ns, entry.step, tensors["reconstruction", "original"],
@@ -387,7 +421,7 @@ class Collector:
         if self._layers and self._leads:
             self._timed(entry, schedule.CLUSTERS, self._take_codebooks, entry, ("cluster_size",))
 
-    def _codebooks_message(self, keys: list[Key], entry: Entry, seq: int) -> Message:
+    def _codebooks_message(self, keys: list[Key], entry: Arrived, seq: int) -> Message:
         there = {(key[1], key[2]): entry.tensors[key] for key in keys if key in entry.tensors}
         if not there:
             raise KeyError("codebooks")

@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vqwatch")
 
-SEND_SECONDS: Final = 0.06
-"""How often a training on a device listens to the daemon at least."""
+LISTEN_SECONDS: Final = 0.25
+"""How often a training on a device listens to the daemon."""
 
-SEND_AT_ONCE: Final = 2
 MANY_PENDING: Final = 4
-"""What has arrived is sent a little in each call, so that none takes long; where more than this waits, all of it."""
+"""To copy, to send, to listen: each call does one of them, so that none takes long; where more than this waits to be
+sent, or much time went by, all of them."""
 
 
 def attach(
@@ -263,13 +263,19 @@ class Emitter:
                 ordinary.take_gradients(due=False)
             if step + 1 >= self._look_at:
                 self._expect(step)
+            pending, unheard = len(self._outbox), now - self._turned
+            much = ordinary.keeper.most == 1 or pending >= MANY_PENDING or unheard >= 2 * LISTEN_SECONDS
             if ordinary.due(now):
                 ordinary.copy()
-                if ordinary.keeper.most > 1 and len(self._outbox) < MANY_PENDING:
-                    return True  # another step's call will send, so that none takes long
-            rest = self._steps >= ordinary.keeper.most and now - self._turned >= SEND_SECONDS
-            if rest or self._outbox.arrived:
-                self._serve(now, SEND_AT_ONCE if len(self._outbox) < MANY_PENDING else MOST_PENDING)
+                if not much:
+                    return True
+            if pending and not self._capture.blocked() and self._outbox.arrived:
+                self._send(now, 1 if pending < MANY_PENDING else MOST_PENDING)
+                if not much:
+                    return True
+            if unheard >= LISTEN_SECONDS:
+                self._listen(now)
+                self._account(now)
         except Exception as error:
             self._ordinary = None
             self.complaints.failed("step", error)
@@ -311,8 +317,9 @@ class Emitter:
         if not 0 <= step <= MAX_INTEGER:
             raise Refused("step", f"step {step} is negative, or more than a message can hold")
         self._copy_held()
-        if not self._staged or started - self._turned >= 4 * SEND_SECONDS:
-            self._turn(started)
+        if not self._staged or started - self._turned >= LISTEN_SECONDS:
+            self._listen(started)
+            self._send(started)
         due = self._plan.due(step)
         if self._ordinary is not None:
             self._ordinary.keeper.last = step  # less than before where training went back to a checkpoint
@@ -330,7 +337,10 @@ class Emitter:
         self._own_seconds += time.monotonic() - started
         self._staged = entry.slot is not None
         if not self._staged or len(self._outbox) >= MANY_PENDING:
-            self._serve(started)
+            if self._staged:
+                self._listen(started)
+            self._send(started)
+            self._account(started)
 
     def _take(self, entry: Entry, due: frozenset[str], **given: Any) -> None:
         """Take what is due of one step the general way."""
@@ -356,7 +366,7 @@ class Emitter:
                 reconstructed=None, mask=held.mask, grad_norm=held.norm, lr=held.rates, kept=True,
             )  # fmt: skip
             if entry.slot is not None and ordinary is not None:
-                ordinary.learn(entry, held, kinds.CODES in due and len(held.arrays()) > (held.mask is not None))
+                ordinary.learn(entry, held, kinds.CODES in due and len(held.arrays) > (held.mask is not None))
         finally:
             collector.tapped, collector.norms, collector.wants_codes = of_now
         self._own_seconds += time.monotonic() - started
@@ -373,9 +383,15 @@ class Emitter:
 
     def _expect(self, step: int) -> None:
         """Tell the hooks what the step after this one will want."""
-        plan = self._plan
+        plan, collector = self._plan, self._collector
+        if collector.tap_seconds:
+            if collector.wants_energies:
+                plan.spent({kinds.ENERGIES: collector.tap_seconds})
+                self._in_kinds += collector.tap_seconds
+            self._own_seconds += collector.tap_seconds
+            collector.tap_seconds = 0.0
         energies = plan.is_due(kinds.ENERGIES, step + 1, step)
-        self._collector.expect(energies, plan.is_due(kinds.CODEBOOKS, step + 1, step))
+        collector.expect(energies, plan.is_due(kinds.CODEBOOKS, step + 1, step))
         self._look_at = step + 1 if energies else min(plan.next_special, plan.next_after(kinds.ENERGIES, step + 1))
 
     def _copy_held(self) -> None:
@@ -383,23 +399,22 @@ class Emitter:
         if self._ordinary is not None:
             self._ordinary.copy()
 
-    def _turn(self, now: float, at_most: int = MOST_PENDING) -> None:
-        """Listen to the daemon, and send what has arrived from the device."""
+    def _listen(self, now: float) -> None:
+        """Take in what the daemon answered."""
         started = time.monotonic()
         self._turned = now
         self._link.turn(now)
+        self._own_seconds += time.monotonic() - started
+
+    def _send(self, now: float, at_most: int = MOST_PENDING) -> None:
+        """Send what has arrived from the device."""
+        started = time.monotonic()
         self._in_kinds += self._outbox.send(now, at_most)
         self._own_seconds += time.monotonic() - started
 
-    def _serve(self, now: float, at_most: int = MOST_PENDING) -> None:
-        """Do for several steps what need not be done in each: send, listen, account."""
-        if self._staged:
-            self._turn(now, at_most)
-        else:
-            started = time.monotonic()
-            self._in_kinds += self._outbox.send(now)
-            self._own_seconds += time.monotonic() - started
-        own = self._own_seconds + self._collector.tap_seconds
+    def _account(self, now: float) -> None:
+        """Tell the schedule what the steps since the last time took."""
+        own = self._own_seconds
         if self._ordinary is not None:
             own += self._ordinary.own_seconds
             self._ordinary.own_seconds = 0.0
@@ -409,7 +424,7 @@ class Emitter:
             if self._ordinary is not None:
                 self._ordinary.pace()
         self._accounted = now
-        self._own_seconds = self._in_kinds = self._collector.tap_seconds = 0.0
+        self._own_seconds = self._in_kinds = 0.0
         self._steps = 0
 
     def _without_peer(self, due: frozenset[str]) -> frozenset[str]:
@@ -508,7 +523,10 @@ class Emitter:
             self._link.close()
 
     def pause(self) -> Pause:
-        """Do nothing until :meth:`Pause.resume`, or inside ``with watch.pause():``, such as while capturing a graph."""
+        """Do nothing until :meth:`Pause.resume`, or inside ``with watch.pause():``, such as while capturing a graph.
+
+        What goes by in a pause is no time between steps: around a validation it keeps the budget true.
+        """
         self._paused += 1
         self._settle()
         return Pause(self)
@@ -536,6 +554,7 @@ class Pause:
         """Let the emitter go on; a second call does nothing."""
         if self._emitter is not None:
             self._emitter._paused -= 1
+            self._emitter._accounted = 0.0
             self._emitter = None
 
     def __enter__(self) -> Pause:

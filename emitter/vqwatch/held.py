@@ -27,11 +27,14 @@ _no_grad: Any = torch.no_grad
 
 
 class Held:
-    """One step as it was given. ``values`` are its losses, detached, beside ``names``; ``versions`` are of a moment."""
+    """One step as it was given. ``values`` are its losses, detached, beside ``names``.
+
+    ``tensors`` are those of the numbers, ``numbers`` of them, then those of the arrays, with ``versions`` of a moment.
+    """
 
     __slots__ = (
-        "codes", "gradients", "mask", "names", "norm", "norms", "rates", "step", "tapped", "time_ns", "values",
-        "versions",
+        "codes", "gradients", "mask", "names", "norm", "norms", "numbers", "rates", "step", "tapped", "tensors",
+        "time_ns", "values", "versions",
     )  # fmt: skip
 
     step: int
@@ -44,31 +47,59 @@ class Held:
     codes: torch.Tensor | None
     tapped: Sequence[tuple[str, torch.Tensor]]
     mask: torch.Tensor | None
+    tensors: list[torch.Tensor]
+    numbers: int
     versions: list[int]
     gradients: tuple[torch.Tensor, list[str]] | None
 
+    @property
     def arrays(self) -> list[torch.Tensor]:
         """Return codes and mask."""
-        found = [indices for _, indices in self.tapped] if self.codes is None else [self.codes]
-        if self.mask is not None:
-            found.append(self.mask)
-        return found
+        return self.tensors[self.numbers :]
 
-    def numbers(self) -> list[torch.Tensor]:
-        """Return the losses and the norm that are tensors."""
-        found = [value for value in self.values if type(value) is _Tensor]
+    def look(self) -> None:
+        """Note which tensors there are, and their versions now."""
+        tensors = [value for value in self.values if type(value) is _Tensor]
         if self.norm is not None:
-            found.append(self.norm)
-        return found
+            tensors.append(self.norm)
+        self.numbers = len(tensors)
+        if self.codes is not None:
+            tensors.append(self.codes)
+        else:
+            tensors += [indices for _, indices in self.tapped]
+        if self.mask is not None:
+            tensors.append(self.mask)
+        self.tensors = tensors
+        self.versions = [tensor._version for tensor in tensors]
 
     def changed(self) -> tuple[bool, bool]:
         """Return whether a number, and whether codes or mask were written to since the step."""
-        numbers = self.numbers()
-        now = [value._version for value in (*numbers, *self.arrays())]
+        now = [tensor._version for tensor in self.tensors]
         if now == self.versions:
             return False, False
-        count = len(numbers)
+        count = self.numbers
         return now[:count] != self.versions[:count], now[count:] != self.versions[count:]
+
+    def leave_out(self, numbers: bool, arrays: bool) -> None:
+        """Have no numbers any more, or no arrays."""
+        if numbers:
+            self.names, self.values, self.norm, self.norms = (), [], None, {}
+        if arrays:
+            self.codes, self.tapped, self.mask = None, (), None
+        self.look()
+
+    def copy_numbers(self) -> None:
+        """Have copies of the numbers."""
+        count = self.numbers
+        if not count:
+            return
+        with _no_grad():
+            copies = list(torch.stack([number.reshape(()) for number in self.tensors[:count]]).unbind())
+        copies.reverse()
+        self.values = [copies.pop() if type(value) is _Tensor else value for value in self.values]
+        if self.norm is not None:
+            self.norm = copies.pop()
+        self.look()
 
 
 class Keeper:
@@ -107,69 +138,47 @@ class Keeper:
             return False
         held = Held()
         held.values = values = []
-        held.versions = versions = []
+        held.codes, held.mask, held.norm = codes, mask, grad_norm
         number = 0
         for value in losses.values():
             if type(value) is _Tensor:
-                versions.append(value._version)
                 value = value.detach()  # not to keep the graph that it hangs on
                 number = number or value.data_ptr()
             elif type(value) is not float:
                 return False
             values.append(value)
-        held.norm = grad_norm
-        if grad_norm is not None:
-            versions.append(grad_norm._version)
         collector = self._collector
-        held.codes = codes
         if codes is not None:
             held.tapped = ()
-            versions.append(codes._version)
             place = codes.data_ptr()
         else:
             held.tapped = tapped = collector.tapped
             place = tapped[0][1].data_ptr() if tapped else 0
-            for _, indices in tapped:
-                versions.append(indices._version)
-        held.mask = mask
-        if mask is not None:
-            versions.append(mask._version)
         held.rates = [group["lr"] for group in self._groups]
         held.step = step
         held.time_ns = _time_ns()
         held.names = tuple(losses)
         held.norms = collector.norms
         held.gradients = None
+        held.look()
         if collector.tapped:
             collector.tapped = []
         if collector.norms:
             collector.norms = {}
         collector.wants_codes = codes is None
+        kept = self.held
         if self.at_once:
-            self._copy_numbers(held)
-        elif self.held and number == self._number != 0:
+            held.copy_numbers()
+        elif kept and number == self._number != 0:
             self.numbers_reused = True
-        if self.held and place == self._place != 0:
-            self.arrays_reused = True
-        if not self.held:
+        if not kept:
             self.since = now
+        elif place == self._place != 0:
+            self.arrays_reused = True
         self._number, self._place = number, place
         self.last = step
-        self.held.append(held)
+        kept.append(held)
         return True
-
-    def _copy_numbers(self, held: Held) -> None:
-        """Let a step have copies of its numbers."""
-        numbers = held.numbers()
-        if not numbers:
-            return
-        with _no_grad():
-            copies = list(torch.stack([number.reshape(()) for number in numbers]).unbind())
-        held.versions[: len(copies)] = [copies[0]._version] * len(copies)
-        if held.norm is not None:
-            held.norm = copies.pop()
-        copies.reverse()
-        held.values = [copies.pop() if type(value) is _Tensor else value for value in held.values]
 
     def take(self) -> list[Held]:
         """Return the steps that are kept, and keep them no longer."""

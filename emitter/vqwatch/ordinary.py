@@ -32,6 +32,9 @@ TOGETHER_BYTES: Final = 2 << 20
 
 _is_capturing: Any = torch.cuda.is_current_stream_capturing
 
+_Ordered = tuple[Held, Routine, list[torch.Tensor]]
+"""A step, how it is taken, and its numbers on the device."""
+
 
 class Ordinary:
     """The ordinary steps of one emitter. ``own_seconds`` adds up what they cost."""
@@ -127,21 +130,24 @@ class Ordinary:
         if keeper.numbers_reused or keeper.arrays_reused:
             self._leave_out(held[-2], keeper.numbers_reused, keeper.arrays_reused)
             keeper.numbers_reused = keeper.arrays_reused = False
-        batch: list[tuple[Held, Routine, bool]] = []
+        batch: list[_Ordered] = []
         for one in held:
             numbers, arrays = one.changed()
             if numbers or arrays:
                 self._leave_out(one, numbers, arrays)
-            with_codes = plan.codes_due(one.step) and (one.codes is not None or len(one.tapped) > 0)
+            with_codes = (one.codes is not None or len(one.tapped) > 0) and plan.codes_due(one.step)
             routine = self._routines.get(look(one, with_codes))
-            if routine is None or not routine.fits(self._numbers(one), one, with_codes):
+            given = one.tensors[: one.numbers]
+            if one.norms:
+                given += [norm for norm, _ in one.norms.values()]
+            if routine is None or not routine.fits(given, one):
                 self._copy(batch, started)
                 batch = []
                 self._general(one)
                 started = time.monotonic()  # what that took is counted there
             else:
                 plan.last = one.step
-                batch.append((one, routine, with_codes))
+                batch.append((one, routine, given))
         clusters = plan.is_due(schedule.CLUSTERS, held[-1].step, before)
         self._copy(batch, started, clusters)
         for entry in self._beside:
@@ -154,21 +160,12 @@ class Ordinary:
         self._one_by_one = True
         self.keeper.most = 1
         if numbers:
-            held.names, held.values, held.norm, held.norms = (), [], None, {}
             self._dropped["scalars:overwritten"] += 1
         if arrays:
-            held.codes, held.tapped, held.mask = None, (), None
             self._dropped["codes:overwritten"] += 1
-        held.versions = [value._version for value in (*held.numbers(), *held.arrays())]
+        held.leave_out(numbers, arrays)
 
-    @staticmethod
-    def _numbers(held: Held) -> list[torch.Tensor]:
-        numbers = held.numbers()
-        if held.norms:
-            numbers.extend(norm for norm, _ in held.norms.values())
-        return numbers
-
-    def _copy(self, batch: list[tuple[Held, Routine, bool]], started: float, clusters: bool = False) -> None:
+    def _copy(self, batch: list[_Ordered], started: float, clusters: bool = False) -> None:
         """Enqueue the copies of steps that have a routine, as many at a time as a slot holds."""
         while batch:
             count = self._fitting(batch)
@@ -183,17 +180,17 @@ class Ordinary:
                 for held, _, _ in chosen:  # it counts what it cannot take, and sends the rest
                     self._general(held)
 
-    def _fitting(self, batch: list[tuple[Held, Routine, bool]]) -> int:
+    def _fitting(self, batch: list[_Ordered]) -> int:
         """Return how many of the steps fit into one slot, at least one."""
         size, numbers = 4 * MOST_SCALARS, 0
-        for count, (held, routine, _) in enumerate(batch):
+        for count, (_, routine, given) in enumerate(batch):
             size += routine.nbytes
-            numbers += len(held.values) + 1 + len(held.norms)
+            numbers += len(given)
             if count and (size > self._staging.small_bytes or numbers > MOST_SCALARS):
                 return count
         return len(batch)
 
-    def _copy_together(self, chosen: list[tuple[Held, Routine, bool]], started: float, clusters: bool) -> bool:
+    def _copy_together(self, chosen: list[_Ordered], started: float, clusters: bool) -> bool:
         """Enqueue the copies of some steps into one slot; return False where none is free."""
         numbers: list[torch.Tensor] = []
         sources: list[torch.Tensor] = []
@@ -201,21 +198,19 @@ class Ordinary:
         steps: list[Taken] = []
         plan: list[Any] = []
         size = 4 * MOST_SCALARS
-        for held, routine, with_codes in chosen:
-            new = self._numbers(held)
-            taken = Taken(held, routine, len(numbers))
-            taken.part = len(parts)
+        for held, routine, given in chosen:
+            taken = Taken(held, routine, len(numbers), len(parts))
             steps.append(taken)
             parts.append(routine.items)
-            numbers.extend(new)
+            numbers += given
             plan.append(routine)
-            plan.extend([number.dtype for number in new])
-            size += routine.nbytes
-            if with_codes:
-                arrays = held.arrays()
+            plan += [number.dtype for number in given]
+            if routine.items:
+                size += routine.nbytes
+                arrays = held.arrays
                 if routine.moved:
                     arrays[0] = arrays[0].movedim(-1, 0)
-                sources.extend(arrays)
+                sources += arrays
             if held.gradients is not None:
                 norms, taken.modules = held.gradients
                 item = item_of(GRADIENT_KEY, schedule.GRADIENTS, [norms], tuple(norms.shape), "f32")
@@ -237,7 +232,7 @@ class Ordinary:
         with torch.no_grad(), self._staging.on(self._stream):
             slot.copy(numbers, parts, sources, tuple(plan))
         slot.users = 1
-        self._outbox.add(Batch(slot, steps, time.monotonic() - started))
+        self._outbox.add(Batch(slot, steps, len(numbers), time.monotonic() - started))
         return True
 
     def learn(self, entry: Entry, held: Held, with_codes: bool) -> None:

@@ -8,14 +8,14 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from .backlog import Encode
 from .collect import Entry
 from .complaints import Complaints
 from .link import Link
-from .scalars import LOSS, MODULE, NORM, RATE
 from .schedule import Schedule
-from .wire import Frame, Origin, Step, encode
+from .wire import Frame, Message, Origin, encode_step
 
 if TYPE_CHECKING:
     import zmq
@@ -67,7 +67,8 @@ class Outbox:
                 continue
             entry.resolve()
             if not entry.alone:
-                self._link.must_arrive("step", self._step_message(entry), now)
+                message = self._step_message(entry.step, entry.time_ns, entry.fields(), with_news=True)
+                self._link.must_arrive("step", message, now)
                 self.last_step = entry.step
             spent += self._send_arrays(entry, now)
             self._plan.spent(entry.costs)
@@ -76,17 +77,19 @@ class Outbox:
     def _send_batch(self, batch: Batch, now: float) -> float:
         """Send the steps of a batch, with their arrays, as one message where that can be."""
         started = time.monotonic()
-        entries: list[Entry] = []
+        slot, numbers = batch.slot, batch.numbers
+        last = batch.steps[-1]
+        messages: list[Encode] = []
+        arrays: list[tuple[str, Callable[[int], Message]]] = []
         for taken in batch.steps:
-            entry = Entry(taken.step)
-            taken.fill(entry, batch.slot)
-            entry.resolve()
-            entries.append(entry)
-        arrays = [(kind, functools.partial(build, entry)) for entry in entries for kind, build in entry.outgoing]
-        slot = batch.slot
-        messages = [self._step_message(entry) for entry in entries]
+            if taken.items:
+                taken.tensors = slot.tensors(taken.part)
+                for kind, build in taken.outgoing:
+                    arrays.append((kind, functools.partial(build, taken)))
+            fields = taken.fields(numbers)
+            messages.append(self._step_message(taken.step, taken.time_ns, fields, with_news=taken is last))
         slot.release(self._link.together(messages, arrays, slot.data, slot.place, now))
-        self.last_step = entries[-1].step
+        self.last_step = last.step
         seconds = (time.monotonic() - started) / 2
         self._plan.spent(batch.costs(seconds))
         return seconds if arrays else 0.0
@@ -126,21 +129,17 @@ class Outbox:
             entry.slot.release(trackers)
         return total
 
-    def _step_message(self, entry: Entry) -> Callable[[int, int], list[Frame]]:
-        known = entry.scalars.known
-        nothing: dict[str, float] = {}
-        losses, norms, rates = known.get(LOSS, nothing), known.get(NORM, nothing), known.get(RATE, nothing)
-        modules = known.get(MODULE, nothing)
-        energies = entry.energies() if entry.rows else {}
-        input_energy = energies.pop("", None)
+    def _step_message(self, step: int, time_ns: int, fields: dict[str, Any], with_news: bool) -> Encode:
+        """Return what makes a step's message of its fields; ``with_news`` adds what the emitter tells of itself."""
         origin, plan, dropped = self._origin, self._plan, self._complaints.dropped
 
         def make(seq: int, first: int) -> list[Frame]:
-            return encode(
-                Step(
-                    origin, seq, first, entry.time_ns, entry.step, losses, norms.get(""), modules, rates, input_energy,
-                    energies, None, dropped, plan.every, plan.overhead,
-                )
-            )  # fmt: skip
+            if with_news:
+                fields["every"] = plan.every
+                if dropped:
+                    fields["dropped"] = dropped
+                if plan.overhead is not None:
+                    fields["overhead"] = plan.overhead
+            return encode_step(origin, seq, first, time_ns, step, fields)
 
         return make

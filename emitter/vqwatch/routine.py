@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from . import schedule
+from .collect import GRADIENT_KEY, energies, gradient_norms
 from .scalars import ENERGY, LOSS, NORM, RATE
 
 if TYPE_CHECKING:
-    from .capture import Item
+    import torch
+
+    from .capture import Item, Key
     from .collect import Build, Entry
     from .held import Held
     from .staging import Slot
+    from .wire import Tensor
 
 
 def look(held: Held, with_codes: bool) -> Any:
     """Return what a step's routine is found by: the names of its numbers and the shape of its codes."""
     shape = None
     if with_codes:
-        arrays = held.arrays()
-        shape = (arrays[0].shape if arrays else None, held.codes is None, held.mask is None)
-    kinds = tuple([type(value) is float for value in held.values])
-    return held.names, kinds, held.norm is None, tuple(held.norms), shape
+        shape = (held.tensors[held.numbers].shape, held.codes is None, held.mask is None)
+    known = tuple([type(value) is float for value in held.values])
+    return held.names, known, held.norm is None, tuple(held.norms), shape
 
 
 class Routine:
     """How to take the numbers and codes of steps that look alike: what the general way made of one."""
 
-    __slots__ = ("codes_dtype", "items", "layers", "mask", "moved", "names", "nbytes", "outgoing")
+    __slots__ = ("codes_dtype", "items", "layers", "losses", "mask", "moved", "nbytes", "outgoing")
 
     def __init__(self, entry: Entry, held: Held, with_codes: bool) -> None:
-        self.names = entry.scalars.names
+        self.losses = [name for group, name in entry.scalars.names if group == LOSS]
         self.items: list[Item] = entry.items if with_codes else []
         self.nbytes = 0
         self.outgoing: list[tuple[str, Build]] = entry.outgoing if with_codes else []
@@ -59,7 +60,7 @@ class Routine:
         if any(value.is_inference() for value in scalars.tensors):  # they have no versions
             return None
         if with_codes:
-            arrays = held.arrays()
+            arrays = held.arrays
             if len(entry.sources) != len(arrays) or len(entry.items) != 1 + (held.mask is not None):
                 return None
             if any(not array.is_cuda or array.is_inference() for array in arrays):
@@ -73,7 +74,7 @@ class Routine:
                 return None
         return cls(entry, held, with_codes)
 
-    def fits(self, numbers: Sequence[torch.Tensor], held: Held, with_codes: bool) -> bool:
+    def fits(self, numbers: Sequence[torch.Tensor], held: Held) -> bool:
         """Return whether a step found by its look is taken this way: all on the device, of the same types."""
         for number in numbers:
             if not number.is_cuda or number.shape:
@@ -81,9 +82,9 @@ class Routine:
         for rate in held.rates:
             if type(rate) is not float:
                 return False
-        if not with_codes:
+        if not self.items:
             return True
-        for array in held.arrays():
+        for array in held.arrays:
             if not array.is_cuda:
                 return False
         if held.codes is not None:
@@ -103,44 +104,60 @@ class Taken:
     """An ordinary step on its way: as little as tells what to send when it has arrived."""
 
     __slots__ = (
-        "items", "known", "modules", "norms", "number_at", "outgoing", "part", "rates", "routine", "step", "time_ns",
+        "_at", "_known", "_losses", "_rates", "_rows", "_with_norm", "items", "modules", "outgoing", "part", "step",
+        "tensors", "time_ns",
     )  # fmt: skip
 
-    def __init__(self, held: Held, routine: Routine, number_at: int) -> None:
+    def __init__(self, held: Held, routine: Routine, at: int, part: int) -> None:
         self.step = held.step
         self.time_ns = held.time_ns
-        self.routine = routine
-        self.number_at = number_at
-        self.part = 0
+        self.part = part
         self.items: Sequence[Item] = routine.items
         self.outgoing: list[tuple[str, Build]] = routine.outgoing
-        self.known = {name: value for name, value in zip(held.names, held.values, strict=True) if type(value) is float}
-        self.rates: list[float] = held.rates
         self.modules: list[str] = []
-        self.norms = {layer: rows for layer, (_, rows) in held.norms.items()}
+        self.tensors: Mapping[Key, Tensor] = {}
+        self._at = at
+        self._losses = routine.losses
+        self._with_norm = held.norm is not None
+        self._known: dict[str, float] = {}
+        if len(held.names) > len(routine.losses):
+            pairs = zip(held.names, held.values, strict=True)
+            self._known = {name: value for name, value in pairs if type(value) is float}
+        self._rates: list[float] = held.rates
+        self._rows = {layer: rows for layer, (_, rows) in held.norms.items()} if held.norms else None
 
-    def fill(self, entry: Entry, slot: Slot) -> None:
-        """Make of it what the general way would have made."""
-        scalars = entry.scalars
-        entry.time_ns = self.time_ns
-        entry.slot, entry.part, entry.number_at = slot, self.part, self.number_at
-        entry.items = list(self.items)
-        entry.outgoing = self.outgoing
-        entry.rows = self.norms
-        entry.modules = self.modules
-        scalars.names = self.routine.names
-        if self.known:
-            scalars.known[LOSS] = self.known
-        if self.rates:
-            scalars.known[RATE] = {str(index): rate for index, rate in enumerate(self.rates)}
+    def fields(self, numbers: Sequence[float]) -> dict[str, Any]:
+        """Return what its message tells, given the numbers of all steps that lie in the slot."""
+        at = self._at
+        end = at + len(self._losses)
+        losses = dict(zip(self._losses, numbers[at:end], strict=True))
+        losses.update(self._known)
+        norm = None
+        if self._with_norm:
+            norm = numbers[end]
+            end += 1
+        norms = dict(zip(self._rows, numbers[end : end + len(self._rows)], strict=True)) if self._rows else {}
+        found: dict[str, Any] = {"losses": losses} if losses else {}
+        if self._rates:
+            found["learning_rates"] = {str(index): rate for index, rate in enumerate(self._rates)}
+        if self._rows:
+            found.update(energies(norms, self._rows))
+        gradients = self.tensors.get(GRADIENT_KEY) if self.modules else None
+        if gradients is not None:
+            found["gradient_norms"], whole = gradient_norms(gradients, self.modules)
+            norm = whole if norm is None else norm
+        if norm is not None:
+            found["gradient_norm"] = norm
+        return found
 
 
 class Batch:
-    """Ordinary steps that lie in one slot."""
+    """Ordinary steps that lie in one slot, with so many numbers in all."""
 
-    def __init__(self, slot: Slot, steps: Sequence[Taken], seconds: float) -> None:
+    def __init__(self, slot: Slot, steps: Sequence[Taken], numbers: int, seconds: float) -> None:
         self.slot = slot
         self.steps = steps
+        self._numbers = numbers
         self._seconds = seconds
 
     @property
@@ -148,7 +165,12 @@ class Batch:
         """Return whether everything is on the host. Does not wait."""
         return self.slot.arrived
 
+    @property
+    def numbers(self) -> list[float]:
+        """Return the numbers of all steps, once arrived."""
+        return self.slot.numbers(0, self._numbers)
+
     def costs(self, seconds: float) -> dict[str, float]:
         """Return what the arrays of one of the steps cost, told what it took to send them all."""
         share = (self._seconds / 2 + seconds) / len(self.steps)
-        return {schedule.CODES: share} if self.steps[0].routine.items else {}
+        return {schedule.CODES: share} if self.steps[0].items else {}

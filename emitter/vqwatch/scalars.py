@@ -16,7 +16,6 @@ LOSS = "loss"
 NORM = "norm"
 RATE = "rate"
 ENERGY = "energy"
-MODULE = "module"
 OWN = "scalar"
 
 _NAMED: Final = (LOSS, RATE, OWN)  # by those who use it, and as many as they like

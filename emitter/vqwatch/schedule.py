@@ -91,18 +91,15 @@ def stretch(
     """
     factors = dict.fromkeys(base, 1)
     allowed = max(budget * step_seconds - fixed, LEAST_SHARE * budget * step_seconds)
-    kinds = [kind for kind in STRETCH_ORDER if kind in base]
-
-    def share(kind: str) -> float:
-        return costs.get(kind, 0.0) / (base[kind] * factors[kind])
-
-    while sum(map(share, kinds)) > allowed:
-        worth = [k for k in kinds if k != CODES and factors[k] < MOST_STRETCH and share(k) > 0]
-        if not worth and factors.get(CODES, MOST_CODES_STRETCH) < MOST_CODES_STRETCH and share(CODES) > 0:
-            worth = [CODES]
-        if not worth:
-            break
-        factors[max(worth, key=share)] *= 2
+    shares = {kind: costs[kind] / base[kind] for kind in STRETCH_ORDER if kind in base and costs.get(kind, 0.0) > 0}
+    most = {kind: MOST_CODES_STRETCH if kind == CODES else MOST_STRETCH for kind in shares}
+    if sum([share / most[kind] for kind, share in shares.items()]) > allowed:
+        return factors | most  # as in many loops of very short steps, where a search would cost the most
+    while sum(shares.values()) > allowed:
+        worth = [kind for kind in shares if kind != CODES and factors[kind] < most[kind]] or [CODES]
+        kind = max(worth, key=shares.__getitem__)
+        factors[kind] *= 2
+        shares[kind] /= 2
     return factors
 
 

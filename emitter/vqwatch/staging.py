@@ -93,6 +93,7 @@ class Slot:
         self.mapped = mapped
         self.capacity = 0
         self.users = 0
+        self._on_its_way = True
         self._filled = _make_event()
         self._arrived = _make_event()
         self._trackers: list[zmq.MessageTracker] = []
@@ -146,20 +147,17 @@ class Slot:
                 into[0].copy_(given[of[0]], non_blocking=True)
             else:
                 _foreach_copy(into, [given[index] for index in of], non_blocking=True)
-        current = self._staging.current_stream()
-        if self.mapped:
-            self.record(current)
-            return
-        side = self._staging.side
-        self._filled.record(current)
-        with torch.cuda.stream(side):
-            self._filled.wait(side)
-            layout.host.copy_(layout.device, non_blocking=True)
-            self._arrived.record(side)
+        _record(self._arrived if self.mapped else self._filled, self._staging.current_stream())
+        self._on_its_way = self.mapped
 
-    def record(self, stream: torch.cuda.Stream) -> None:
-        """Let the slot have arrived when the stream has come this far."""
-        _record(self._arrived, stream)
+    def _fetch(self) -> None:
+        """Begin the copy from the device to the host."""
+        side = self._staging.side
+        with torch.no_grad(), torch.cuda.stream(side):
+            self._filled.wait(side)
+            self._layout.host.copy_(self._layout.device, non_blocking=True)
+            self._arrived.record(side)
+        self._on_its_way = True
 
     @property
     def data(self) -> memoryview:
@@ -176,7 +174,12 @@ class Slot:
 
     @property
     def arrived(self) -> bool:
-        """Return whether everything has arrived in host memory. Does not wait."""
+        """Return whether everything has arrived in host memory. Does not wait.
+
+        The first look at a large slot begins its copy to the host: in a later call than the one that filled it.
+        """
+        if not self._on_its_way:
+            self._fetch()
         return bool(self._arrived.query())
 
     def numbers(self, at: int, count: int) -> list[float]:

@@ -4,10 +4,12 @@ In one process, each with a model of its own, in short blocks in random order: t
 is the noise), with vqwatch as it comes, with vqwatch taking everything at every step, with the proposal's monitors,
 with the same readings by ``.item()`` into TensorBoard with histograms, and into ``wandb`` offline. A block ends with a
 synchronisation, so that work left to the device counts. The overhead is the median over rounds of block time over the
-mean of the two bare blocks of the same round, with the interval that holds it in 95 of 100 resamplings. All variants
-play ``--rounds``; bare and vqwatch's defaults then go on alone for ``--seconds``, which is what resolves tenths of a
-percent. A stand-in for the daemon runs as a process of its own and acknowledges. Python's garbage collector leaves
-alone what was there before, in every variant, as its full passes would be most of the noise.
+mean of the two bare blocks of the same round, with the interval that holds it in 95 of 100 resamplings.
+
+All variants play ``--rounds``. Then the training that vqwatch watches goes on alone for ``--seconds``, in some blocks
+bare, without hooks and the emitter paused: trainings made alike differ by up to a percent, as their memory falls, and
+one alone resolves tenths of it. A stand-in for the daemon runs as a process of its own and acknowledges. Python's
+garbage collector leaves alone what was there before, in every variant, as its full passes would be most of the noise.
 
 Needs a CUDA device for the two sizes that the goals are stated for; without one it runs a small model on the CPU and
 says so. TensorBoard and wandb are left out where they are not installed.
@@ -52,6 +54,7 @@ class Row:
     blocks: list[float] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
     calls: list[float] = field(default_factory=list)
+    calls_alone: list[float] = field(default_factory=list)
     device_microseconds: float | None = None
 
 
@@ -76,6 +79,28 @@ class Variant:
                 self.row.calls.append(1e6 * (time.perf_counter() - before))
             self._steps += 1
         settle(self.training.device)
+        return 1e3 * (time.perf_counter() - started) / steps
+
+    def block_alone(self, steps: int, switch: Callable[[bool], None] | None) -> float:
+        """Train some steps of this one training, watched where there is a switch for it; return as :meth:`block`."""
+        watch = self._watch
+        if switch is not None:
+            switch(True)
+        else:
+            self._watch = None
+        settle(self.training.device)
+        started = time.perf_counter()
+        for _ in range(steps):
+            out = self.training.step()
+            if self._watch is not None:
+                before = time.perf_counter()
+                self._watch(self._steps, out)
+                self.row.calls_alone.append(1e6 * (time.perf_counter() - before))
+                self._steps += 1
+        if switch is not None:
+            switch(False)
+        settle(self.training.device)
+        self._watch = watch
         return 1e3 * (time.perf_counter() - started) / steps
 
     def device_time(self, steps: int) -> None:
@@ -179,6 +204,28 @@ def with_wandb(stack: ExitStack, training: Training, folder: str) -> Watch | Non
     return lambda step, out: run.log(readings(training, out), step=step)
 
 
+@contextmanager
+def switched(emitter: vqwatch.Emitter) -> Iterator[Callable[[bool], None]]:
+    """Yield what switches an emitter on and off; off, the model has no hooks, as if nobody had ever watched."""
+    paused: vqwatch.emitter.Pause | None = None
+    quantizers = emitter._quantizers
+
+    def switch(on: bool) -> None:
+        nonlocal paused
+        if on:
+            quantizers.install(emitter._collector)
+        else:
+            quantizers.remove()
+        if on and paused is not None:
+            paused.resume()
+        elif not on:
+            paused = emitter.pause()
+
+    switch(False)
+    yield switch
+    switch(True)
+
+
 def measure(
     size: str, device: torch.device, rounds: int, steps: int, seconds: float, seed: int
 ) -> tuple[list[Row], list[str]]:
@@ -222,11 +269,13 @@ def measure(
         for _ in range(rounds):
             for variant in shuffled.sample(variants, len(variants)):
                 variant.row.blocks.append(variant.block(steps))
-        few = [variant for variant in variants if variant.row.name in (*BARE, OURS)]
+        ours = next(variant for variant in variants if variant.row.name == OURS)
+        rows_alone = [variant.row for variant in variants if variant.row.name in (*BARE, OURS)]
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            for variant in shuffled.sample(few, len(few)):
-                variant.row.alone.append(variant.block(steps))
+        with switched(emitters[OURS]) as switch:
+            while time.perf_counter() < end:
+                for row in shuffled.sample(rows_alone, len(rows_alone)):
+                    row.alone.append(ours.block_alone(steps, switch if row is ours.row else None))
         if device.type == "cuda" and size != "launch-bound":  # there the device waits for the host in between
             for variant in variants[:4]:
                 variant.device_time(100 if variant.row.name == OURS else 20)
@@ -257,18 +306,22 @@ def table(rows: list[Row]) -> str:
         "| variant | ms a step | overhead | 95 % | call mean µs | call p50 µs | call p99 µs | device µs a step |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, blocks_of in (("", lambda row: row.blocks), (", alone", lambda row: row.alone)):
+    for name, blocks_of, calls_of in (
+        ("", lambda row: row.blocks, lambda row: row.calls),
+        (", alone", lambda row: row.alone, lambda row: row.calls_alone),
+    ):
         bare = [blocks_of(row) for row in rows if row.name in BARE]
         for row in rows:
-            blocks = blocks_of(row)
+            blocks, calls = blocks_of(row), calls_of(row)
             if len(blocks) < 2:
                 continue
             low, middle, high = interval(relative(blocks, bare))
-            calls = statistics.quantiles(row.calls, n=100) if len(row.calls) > 1 and (name or not row.alone) else None
-            mean, p50, p99 = (
-                (f"{statistics.mean(row.calls):.0f}", f"{calls[49]:.0f}", f"{calls[98]:.0f}") if calls else ("", "", "")
-            )
-            busy = "" if row.device_microseconds is None or not calls else f"{row.device_microseconds:.0f}"
+            mean = p50 = p99 = busy = ""
+            if len(calls) > 1:
+                centiles = statistics.quantiles(calls, n=100)
+                mean, p50, p99 = (f"{value:.0f}" for value in (statistics.mean(calls), centiles[49], centiles[98]))
+            if row.device_microseconds is not None and (name or not row.alone):
+                busy = f"{row.device_microseconds:.0f}"
             lines.append(
                 f"| {row.name}{name}, {len(blocks)} blocks | {statistics.median(blocks):.2f} | {100 * middle:+.2f} % | "
                 f"{100 * low:+.2f} to {100 * high:+.2f} % | {mean} | {p50} | {p99} | {busy} |"

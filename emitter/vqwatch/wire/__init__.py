@@ -11,7 +11,7 @@ languages. Everything that cannot be read is one :class:`WireError`.
 
 from .bundle import MAX_BUNDLED, MAX_INDEX_BYTES, Bundled, bundle, unbundle
 from .decoding import decode
-from .encoding import encode, encode_header
+from .encoding import encode, encode_header, encode_step
 from .endpoint import default_endpoint, socket_directory
 from .messages import (
     BEST_EFFORT,
@@ -101,6 +101,7 @@ __all__ = [
     "default_endpoint",
     "encode",
     "encode_header",
+    "encode_step",
     "socket_directory",
     "unbundle",
 ]

@@ -52,8 +52,8 @@ def test_a_step_is_kept_as_it_was_given(keeper: Keeper) -> None:
     held = only(keeper)
     assert (held.step, held.names, held.rates) == (4, ("total", "aux"), [0.5])
     assert held.values == [loss, 0.25]
-    assert held.arrays() == [codes, mask]
-    assert held.numbers() == [loss, norm]
+    assert held.arrays == [codes, mask]
+    assert held.tensors[: held.numbers] == [loss, norm]
     assert held.changed() == (False, False)
 
 
