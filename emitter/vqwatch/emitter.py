@@ -44,8 +44,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vqwatch")
 
-LISTEN_SECONDS: Final = 0.25
-"""How often a training on a device listens to the daemon."""
+LISTEN_SECONDS: Final = 0.8
+"""How often a training on a device listens to the daemon, which answers once a second where all is well."""
+
+CATCH_UP_SECONDS: Final = 0.05
+"""How often it does where messages are to be sent again."""
 
 MANY_PENDING: Final = 4
 """To copy, to send, to listen: each call does one of them, so that none takes long; where more than this waits to be
@@ -230,7 +233,7 @@ class Emitter:
 
         Arrays may be torch tensors, numpy arrays or anything with ``__dlpack__``; of a DTensor this rank's part is
         sent, but no addend (give its ``full_tensor()``). What does not fit is left out, logged once and counted; the
-        rest is sent. CUDA tensors may be read a few steps later, 0.125 s in a fast loop: do not write to them after the
+        rest is sent. CUDA tensors may be read a few steps later, 0.2 s in a fast loop: do not write to them after the
         call. What was written to is noticed, left out and counted as "overwritten", and from then on everything is read
         at once.
         """
@@ -247,10 +250,10 @@ class Emitter:
         """Keep the step if it can be an ordinary one, and do what is due for those kept; return whether it was kept."""
         if not self._on or self._paused or self._pid != os.getpid() or not self._lock.acquire(blocking=False):
             return False
+        now = time.monotonic()
         try:
-            ordinary, plan = self._ordinary, self._plan
-            now = time.monotonic()
-            if ordinary is None or not self._link.writable:
+            ordinary, plan, link = self._ordinary, self._plan, self._link
+            if ordinary is None or not link.writable:
                 return False
             before = max(ordinary.keeper.last, plan.last)
             if not ordinary.keep(step, losses, codes, mask, grad_norm, now):
@@ -263,19 +266,8 @@ class Emitter:
                 ordinary.take_gradients(due=False)
             if step + 1 >= self._look_at:
                 self._expect(step)
-            pending, unheard = len(self._outbox), now - self._turned
-            much = ordinary.keeper.most == 1 or pending >= MANY_PENDING or unheard >= 2 * LISTEN_SECONDS
-            if ordinary.due(now):
-                ordinary.copy()
-                if not much:
-                    return True
-            if pending and not self._capture.blocked() and self._outbox.arrived:
-                self._send(now, 1 if pending < MANY_PENDING else MOST_PENDING)
-                if not much:
-                    return True
-            if unheard >= LISTEN_SECONDS:
-                self._listen(now)
-                self._account(now)
+            self._go_on(ordinary, now)
+            self._own_seconds += time.monotonic() - now
         except Exception as error:
             self._ordinary = None
             self.complaints.failed("step", error)
@@ -283,11 +275,26 @@ class Emitter:
             self._lock.release()
         return True
 
+    def _go_on(self, ordinary: Ordinary, now: float) -> None:
+        """Copy what is kept, send what has arrived, or listen: what is due, one thing a call unless there is much."""
+        pending, unheard = len(self._outbox), now - self._turned
+        much = ordinary.keeper.most == 1 or pending >= MANY_PENDING or unheard >= 1.5 * LISTEN_SECONDS
+        if ordinary.due(now):
+            ordinary.copy()
+            if not much:
+                return
+        if pending and not self._capture.blocked() and self._outbox.arrived:
+            self._in_kinds += self._outbox.send(now, 1 if pending < MANY_PENDING else MOST_PENDING)
+            if not much:
+                return
+        if unheard >= LISTEN_SECONDS or (self._link.behind and unheard >= CATCH_UP_SECONDS):
+            self._listen(now)
+            self._account(now)
+
     def _take_beside(self, due: frozenset[str], original: Any, reconstructed: Any, mask: Any) -> None:
         """Take what is due beside the numbers and codes of the step kept last."""
         ordinary = self._ordinary
         assert ordinary is not None
-        started = time.monotonic()
         ordinary.take_gradients(due=kinds.GRADIENTS in due)
         for kind in sorted(due - {kinds.GRADIENTS}):
             entry = Entry(ordinary.keeper.last)
@@ -297,7 +304,6 @@ class Emitter:
             self._capture.stage(entry, self.complaints, later=True)
             entry.sources = []
             ordinary.beside(entry)
-        self._own_seconds += time.monotonic() - started
 
     @_guarded
     def _step(
@@ -319,7 +325,7 @@ class Emitter:
         self._copy_held()
         if not self._staged or started - self._turned >= LISTEN_SECONDS:
             self._listen(started)
-            self._send(started)
+            self._in_kinds += self._outbox.send(started)
         due = self._plan.due(step)
         if self._ordinary is not None:
             self._ordinary.keeper.last = step  # less than before where training went back to a checkpoint
@@ -334,12 +340,14 @@ class Emitter:
             self._ordinary = self._begin_ordinary()
         self._steps += 1
         self._expect(step)
-        self._own_seconds += time.monotonic() - started
         self._staged = entry.slot is not None
-        if not self._staged or len(self._outbox) >= MANY_PENDING:
-            if self._staged:
-                self._listen(started)
-            self._send(started)
+        much = len(self._outbox) >= MANY_PENDING
+        if much:
+            self._listen(started)
+        if much or not self._staged:
+            self._in_kinds += self._outbox.send(started)
+        self._own_seconds += time.monotonic() - started
+        if much or not self._staged:
             self._account(started)
 
     def _take(self, entry: Entry, due: frozenset[str], **given: Any) -> None:
@@ -351,7 +359,6 @@ class Emitter:
 
     def _take_held(self, held: Held) -> None:
         """Take a step that was kept and is not like one before; learn how, for the next that is like it."""
-        started = time.monotonic()
         collector, ordinary = self._collector, self._ordinary
         of_now = collector.tapped, collector.norms, collector.wants_codes
         collector.tapped, collector.norms = list(held.tapped), dict(held.norms)
@@ -369,7 +376,6 @@ class Emitter:
                 ordinary.learn(entry, held, kinds.CODES in due and len(held.arrays) > (held.mask is not None))
         finally:
             collector.tapped, collector.norms, collector.wants_codes = of_now
-        self._own_seconds += time.monotonic() - started
 
     def _begin_ordinary(self) -> Ordinary | None:
         from .ordinary import Ordinary
@@ -401,23 +407,12 @@ class Emitter:
 
     def _listen(self, now: float) -> None:
         """Take in what the daemon answered."""
-        started = time.monotonic()
         self._turned = now
         self._link.turn(now)
-        self._own_seconds += time.monotonic() - started
-
-    def _send(self, now: float, at_most: int = MOST_PENDING) -> None:
-        """Send what has arrived from the device."""
-        started = time.monotonic()
-        self._in_kinds += self._outbox.send(now, at_most)
-        self._own_seconds += time.monotonic() - started
 
     def _account(self, now: float) -> None:
         """Tell the schedule what the steps since the last time took."""
         own = self._own_seconds
-        if self._ordinary is not None:
-            own += self._ordinary.own_seconds
-            self._ordinary.own_seconds = 0.0
         if self._accounted and self._steps:
             steps = self._steps
             self._plan.observe(own / steps, self._in_kinds / steps, (now - self._accounted) / steps, steps)

@@ -87,7 +87,8 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
 class Link:
     """One session's connection; ``now`` is always monotonic seconds.
 
-    ``dropped`` counts what was not sent, by "kind:reason".
+    ``dropped`` counts what was not sent, by "kind:reason". ``writable`` tells whether a daemon was connected and had
+    room when it was last looked at.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Link:
         self._patience = PATIENCE_SECONDS
         self._heard: float | None = None
         self._sent_anything = False
-        self._writable = False
+        self.writable = False
         self._socket = _context().socket(zmq.DEALER)
         try:
             for option, value in {**_OPTIONS, **(_TCP_OPTIONS if endpoint.startswith("tcp:") else {})}.items():
@@ -136,9 +137,9 @@ class Link:
     # --- sending --------------------------------------------------------------------------------------------------
 
     @property
-    def writable(self) -> bool:
-        """Return whether a daemon was connected and had room when :meth:`turn` last looked."""
-        return self._writable
+    def behind(self) -> bool:
+        """Return whether messages that must arrive wait to be sent."""
+        return not self.backlog.sent_all
 
     def heard_within(self, seconds: float, now: float) -> bool:
         """Return whether the daemon said anything in the last ``seconds``."""
@@ -161,7 +162,7 @@ class Link:
 
         Buffers of :data:`ZERO_COPY_BYTES` and more must stay as they are until every tracker returned is done.
         """
-        if not self._writable:
+        if not self.writable:
             self.dropped[f"{kind}:no_peer" if not self.daemon else f"{kind}:busy_peer"] += 1
             return None
         try:
@@ -200,7 +201,7 @@ class Link:
         sent is kept or counted as :meth:`must_arrive` and :meth:`best_effort` do; of arrays that cannot be made, the
         kind and the error are counted.
         """
-        in_order = self.backlog.sent_all and self._writable
+        in_order = self.backlog.sent_all and self.writable
         first = self.backlog.following
         pushed_out = sum(self.backlog.add(message) for message in messages)
         if pushed_out:
@@ -274,7 +275,7 @@ class Link:
                 send(socket, part, _DONTWAIT | _SNDMORE)
             send(socket, parts[-1], _DONTWAIT)
         except zmq.Again:
-            self._writable = False
+            self.writable = False
             return None
         self._sent_anything = True
         self._copied_bytes += copied - self._copied.popleft()
@@ -282,7 +283,7 @@ class Link:
         return trackers
 
     def _send_backlog(self, now: float, at_most: int) -> None:
-        while at_most and self._writable:
+        while at_most and self.writable:
             held = self.backlog.upcoming()
             if held is None:
                 return
@@ -310,8 +311,8 @@ class Link:
         if events & zmq.POLLIN:
             self._receive(now)
             events = int(self._socket.getsockopt(zmq.EVENTS))
-        self._writable = bool(events & zmq.POLLOUT)
-        if not self.backlog.acknowledged and self._writable:
+        self.writable = bool(events & zmq.POLLOUT)
+        if not self.backlog.acknowledged and self.writable:
             if not self.backlog.sent_all:
                 self._send_backlog(now, at_most)
             if now - self._waiting_since > self._patience:
@@ -381,7 +382,7 @@ class Link:
             self.turn(now, at_most=1024)
             if self.backlog.acknowledged:
                 return True
-            hopeless = not self.daemon and not self._writable and now - self._started > CONNECT_SECONDS
+            hopeless = not self.daemon and not self.writable and now - self._started > CONNECT_SECONDS
             if now >= deadline or hopeless:
                 return False
             self._socket.poll(max(1, min(20, round(1000 * (deadline - now)))), zmq.POLLIN)

@@ -18,6 +18,7 @@ from .collect import GRADIENT_KEY, Entry
 from .held import Held, Keeper
 from .routine import Batch, Routine, Taken, look
 from .staging import MOST_SCALARS, aligned
+from .wire import MAX_BUNDLED
 
 if TYPE_CHECKING:
     from .capture import Item
@@ -37,7 +38,7 @@ _Ordered = tuple[Held, Routine, list[torch.Tensor]]
 
 
 class Ordinary:
-    """The ordinary steps of one emitter. ``own_seconds`` adds up what they cost."""
+    """The ordinary steps of one emitter."""
 
     def __init__(
         self,
@@ -49,7 +50,6 @@ class Ordinary:
         dropped: Counter[str],
         general: Callable[[Held], None],
     ) -> None:
-        self.own_seconds = 0.0
         self.keeper = Keeper(collector, groups, plan.last)
         self._plan = plan
         self._staging = staging
@@ -62,6 +62,7 @@ class Ordinary:
         self._beside: list[Entry] = []
         self._gradient_part = self._gradient_parts = 0
         self._most_bytes = 0
+        self._most_messages = 1
         self._one_by_one = False
         self._patience_seconds = schedule.TOGETHER_SECONDS
 
@@ -76,9 +77,7 @@ class Ordinary:
             if _is_capturing():
                 return False
             keeper.at_once = keeper.most > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
-        kept = keeper.keep(step, losses, codes, mask, grad_norm, now)
-        self.own_seconds += time.monotonic() - now
-        return kept
+        return keeper.keep(step, losses, codes, mask, grad_norm, now)
 
     @property
     def more_gradients(self) -> bool:
@@ -116,7 +115,7 @@ class Ordinary:
         self._patience_seconds = max(schedule.TOGETHER_SECONDS, most * self._plan.step_seconds)
         if self._most_bytes:
             most = min(most, max(1, TOGETHER_BYTES // self._most_bytes))
-        self.keeper.most = most
+        self.keeper.most = min(most, (MAX_BUNDLED - 1) // self._most_messages)
 
     def copy(self) -> None:
         """Begin the copies of the steps kept, in one go where they are ordinary; the others go the general way."""
@@ -144,7 +143,7 @@ class Ordinary:
                 self._copy(batch, started)
                 batch = []
                 self._general(one)
-                started = time.monotonic()  # what that took is counted there
+                started = time.monotonic()
             else:
                 plan.last = one.step
                 batch.append((one, routine, given))
@@ -153,7 +152,6 @@ class Ordinary:
         for entry in self._beside:
             self._outbox.add(entry)
         self._beside.clear()
-        self.own_seconds += time.monotonic() - started
 
     def _leave_out(self, held: Held, numbers: bool, arrays: bool) -> None:
         """Leave out what was written to, and keep nothing any more."""
@@ -247,6 +245,7 @@ class Ordinary:
         if routine is not None:
             routine.nbytes = sum(aligned(item.nbytes) for item in routine.items)
             self._routines[look(held, with_codes=True)] = routine
+            self._most_messages = max(self._most_messages, 1 + len(routine.outgoing))
             if routine.nbytes > self._most_bytes:
                 self._most_bytes = routine.nbytes
                 together = max(1, min(schedule.MOST_TOGETHER, TOGETHER_BYTES // routine.nbytes))

@@ -47,9 +47,9 @@ MOST_STRETCH: Final = 64
 MOST_CODES_STRETCH: Final = 16
 """Steps that may lie between two captures of codes where they were wanted at every step."""
 
-MOST_TOGETHER: Final = 8
+MOST_TOGETHER: Final = 16
 LEAST_TOGETHER: Final = 5
-TOGETHER_SECONDS: Final = 0.125
+TOGETHER_SECONDS: Final = 0.2
 SLOW_STEP_SECONDS: Final = 0.2
 
 LEAST_SHARE: Final = 0.25
@@ -69,7 +69,7 @@ def steps_together(step_seconds: float) -> int:
     As many as fit into :data:`TOGETHER_SECONDS`, and a few in any loop whose readings are not late by it for a person.
 
     >>> [steps_together(seconds) for seconds in (0.0, 0.001, 0.016, 0.025, 0.09, 1.0)]
-    [1, 8, 8, 6, 5, 1]
+    [1, 16, 13, 9, 5, 1]
     """
     if not 0.0 < step_seconds < SLOW_STEP_SECONDS:
         return 1

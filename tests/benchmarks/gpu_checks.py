@@ -25,6 +25,7 @@ import zmq
 from workload import SIZES, Training
 
 import vqwatch
+from vqwatch.schedule import MOST_TOGETHER
 from vqwatch.wire import Ack, Codebooks, Codes, Hello, Reconstruction, Step, Welcome, decode, encode, unbundle
 
 CUDA = torch.device("cuda")
@@ -147,7 +148,7 @@ def leaves_out_what_was_written_to(peer: Peer) -> str:
         lost = watch.dropped.get("codes:overwritten", 0)
         counts += [codes, lost]
         assert (codes + lost, steps) == (120, 120), (counts, watch.dropped)
-        assert lost <= 8, counts
+        assert lost <= MOST_TOGETHER, counts
         watch.close(0.0)
     return f"codes that arrived, left out: {counts}"
 
@@ -234,7 +235,7 @@ def delivers_what_graphs_put_out(peer: Peer) -> str:
         counts += [codes, lost]
         assert [message.step for message in peer.of(Step)] == list(range(200))
         assert codes + lost == 200, (counts, watch.dropped)
-        assert lost <= 8, counts
+        assert lost <= MOST_TOGETHER, counts
         watch.close(0.0)
     return f"codes that arrived, left out: {counts}"
 

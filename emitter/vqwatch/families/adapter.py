@@ -55,7 +55,7 @@ class Adapter:
 
 def tensor(module: nn.Module, name: str) -> Tensor | None:
     """Return a parameter, buffer or plain tensor attribute by its name, or None. Runs no property."""
-    for store in (module._parameters, module._buffers, vars(module)):
+    for store in (module._buffers, module._parameters, module.__dict__):
         value: Tensor | None = store.get(name)
         if value is not None and hasattr(value, "untyped_storage"):
             return value
@@ -64,7 +64,11 @@ def tensor(module: nn.Module, name: str) -> Tensor | None:
 
 def first(module: nn.Module, names: Sequence[str]) -> Tensor | None:
     """Return the first of several tensors that a module has, or None."""
-    return next((value for name in names if (value := tensor(module, name)) is not None), None)
+    for name in names:
+        value = tensor(module, name)
+        if value is not None:
+            return value
+    return None
 
 
 def child(module: nn.Module, name: str) -> nn.Module | None:
