@@ -104,7 +104,7 @@ def attach(
 
 def _guarded(call: Callable[..., None]) -> Callable[..., None]:
     """Let nothing out of a call: it does nothing when off, in a forked child, or while another call is under way."""
-    name = call.__name__
+    name = call.__name__.lstrip("_")
 
     @functools.wraps(call)
     def guarded(self: Emitter, *arguments: Any, **named: Any) -> None:
