@@ -71,7 +71,8 @@ def is_torch(value: object) -> bool:
 def take(value: Any, what: str) -> Host | torch.Tensor:
     """Return a view of ``value``: a host array, or a dense tensor on a CUDA device. Nothing is copied.
 
-    Raises :class:`Refused` where it is sparse, sharded, on another kind of device, or no array at all.
+    Of a DTensor it is what this rank has; :func:`whole_shape` tells whether that is all of an axis. Raises
+    :class:`Refused` where it is sparse, an addend, on another kind of device, or no array at all.
     """
     if is_torch(value):
         return _take_tensor(value, what)
@@ -93,11 +94,19 @@ def take(value: Any, what: str) -> Host | torch.Tensor:
         return _host(np.asarray(value), what)
 
 
+def whole_shape(given: Any, taken: Host | torch.Tensor) -> tuple[int, ...]:
+    """Return the shape that a DTensor has over all ranks, or of what was taken of anything else."""
+    return tuple(given.shape if is_torch(given) and hasattr(given, "to_local") else taken.shape)
+
+
 def _take_tensor(tensor: torch.Tensor, what: str) -> Host | torch.Tensor:
     import torch
 
     tensor = tensor.detach()
     if hasattr(tensor, "to_local"):
+        placements: Any = getattr(tensor, "placements", ())
+        if any(placement.is_partial() for placement in placements):
+            raise Refused("partial", f"{what} is a DTensor of which each rank has an addend; give its full_tensor()")
         tensor = tensor.to_local()
     if tensor.layout is not torch.strided:
         raise Refused("layout", f"{what} is {tensor.layout}, expected a dense tensor")

@@ -159,6 +159,7 @@ def _find(model: nn.Module, known: Sequence[Adapter], in_pieces: frozenset[int])
     layers: list[QuantizerLayer] = []
     sites: list[Site] = []
     inside: set[int] = set()  # ids of modules that belong to a layer
+    beyond = 0
     for place in _places(model):
         if id(place.module) in inside:
             continue
@@ -170,12 +171,17 @@ def _find(model: nn.Module, known: Sequence[Adapter], in_pieces: frozenset[int])
         paths = [f"{place.paths[0]}.{i}" for i in range(len(members))] if adapter.members else place.paths
         names = []
         for path, member in zip(paths, members, strict=True):
+            if len(layers) == wire.MAX_LAYERS:
+                beyond += 1
+                continue
             layer = _layer(str(len(layers)), path, member, adapter, in_pieces)
             if layer is not None:
                 layers.append(layer)
                 names.append(layer.info.name)
         if len(names) == len(members):
             sites.append(Site(place.module, adapter, tuple(names), place.owner, place.index))
+    if beyond:
+        _log.warning("vqwatch: the first %d layers are watched, %d more are not", wire.MAX_LAYERS, beyond)
     return Quantizers(layers, _unknown(model, inside), sites)
 
 
@@ -230,6 +236,8 @@ def _layer(
         kind = adapter.kind if isinstance(adapter.kind, str) else adapter.kind(module)
         settings = adapter.settings(module) if adapter.settings else families.Settings()
         info = wire.Layer(name, kind, codebook.shape[-2], codebook.shape[-1], adapter.family, path, *settings)
+        # A daemon that refuses the layer refuses the session: find out here.
+        wire.decode(wire.encode(wire.Hello(wire.Origin("-", 0, "-"), 1, 1, 0, 1, (info,))))
         apart = codebook.is_meta and any(id(part) in in_pieces for part in module.modules())
         return QuantizerLayer(info, module, adapter, apart)
     except Exception:

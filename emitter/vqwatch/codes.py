@@ -6,7 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .arrays import Host, Refused, checked_name, is_integer, moved_last_axis_first, narrow, take, wire_dtype
+from .arrays import (
+    Host,
+    Refused,
+    checked_name,
+    is_integer,
+    moved_last_axis_first,
+    narrow,
+    take,
+    whole_shape,
+    wire_dtype,
+)
 from .wire import MAX_DIMENSIONS, MAX_LAYERS
 
 if TYPE_CHECKING:
@@ -55,11 +65,16 @@ def read(codes: Any, known: Sequence[str], codebook_size: int, attempt: Attempt 
     shape = tuple(value.shape)
     if not shape:
         raise Refused("shape", "codes is a single number, expected [B, T, L] or [B, L]")
-    if len(known) == 1 and (len(shape) < 2 or (shape[-1] != 1 and shape[0] != 1)):
+    whole = whole_shape(codes, value)
+    if len(known) == 1 and (len(whole) < 2 or (whole[-1] != 1 and whole[0] != 1)):
         return [Part((known[0],), [value], (1, *shape), dtype)]
     if len(shape) == 1:
         return [Part((known[0] if known else "0",), [value], (1, *shape), dtype)]
-    if known and shape[-1] != len(known) and shape[0] == len(known):
+    layers_first = bool(known) and whole[-1] != len(known) and whole[0] == len(known)
+    axis = 0 if layers_first else -1
+    if shape[axis] != whole[axis]:
+        raise Refused("sharded", f"of the {whole[axis]} layers of the codes this rank has {shape[axis]}")
+    if layers_first:
         return [Part(tuple(known), [value], shape, dtype)]
     if known and shape[-1] > len(known):
         raise Refused("shape", f"codes is {list(shape)}, expected {len(known)} layers in the last axis")

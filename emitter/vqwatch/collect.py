@@ -15,7 +15,7 @@ import numpy as np
 
 from . import codes as code_reader
 from . import sampling, schedule
-from .arrays import Host, Refused, take, wire_dtype
+from .arrays import Host, Refused, take, whole_shape, wire_dtype
 from .capture import Item, Key, item_of
 from .complaints import Complaints
 from .gradients import Gradients, Sketcher, by_module
@@ -330,6 +330,8 @@ class Collector:
             raise Refused("shape", f"original {list(shape)} beside reconstructed {list(pair[1].shape)}")
         if not 2 <= len(shape) <= 4 or 0 in shape:
             raise Refused("shape", f"original is {list(shape)}, expected [B, T, D] or [B, D]")
+        if whole_shape(original, pair[0])[-1] != shape[-1]:
+            raise Refused("sharded", f"this rank has {shape[-1]} of the features, expected all")
         dtypes = [wire_dtype(value) for value in pair]
         if not FLOAT_DTYPES.issuperset(dtypes):
             raise Refused("dtype", f"original is {dtypes[0]} and reconstructed {dtypes[1]}, expected floats")

@@ -107,7 +107,7 @@ def attach(
 
 def _guarded(call: Callable[..., None]) -> Callable[..., None]:
     """Let nothing out of a call: it does nothing when off, in a forked child, or while another call is under way."""
-    name = call.__name__
+    name = call.__name__.lstrip("_")
 
     @functools.wraps(call)
     def guarded(self: Emitter, *arguments: Any, **named: Any) -> None:
@@ -227,17 +227,18 @@ class Emitter:
         ``losses`` maps names to numbers or one-element tensors (a single one is called "total"). ``codes`` are the
         assignments of this step, integers, negative where there is none: ``[B, T, L]`` or ``[B, L]`` with the layers in
         the *last* axis, ``[L, B, T]`` where only the first axis fits the model's number of layers, a list with one
-        tensor per layer, or a dict from layer to tensor (of these, layers that do not fit are missing, and the others
-        are sent); without them, what hooks saw in the forward passes since the last step. ``original`` and
+        tensor per layer, or a dict from layer to tensor (of these a layer that does not fit is missing, the others are
+        sent); without them, what hooks saw in the forward passes since the last step. ``original`` and
         ``reconstructed`` are ``[B, T, D]`` or ``[B, D]``, ``mask`` is ``[B, T]``, true or 1 where a frame is valid.
         ``grad_norm`` is the norm before clipping, ``lr`` a number or a dict by group; without them they are taken from
         the model and the optimizer: gradients as they are, so call it between the optimizer's step and ``zero_grad()``.
         A GradScaler has unscaled them by then; in a step that it skips they are not finite.
 
-        Arrays may be torch tensors, numpy arrays or anything with ``__dlpack__``. What does not fit is left out,
-        logged once and counted; the rest is sent. CUDA tensors may be read up to eight steps later, in loops with less
-        than 0.2 s a step: do not write to them after the call. What was written to is noticed, left out and counted as
-        "overwritten", and from then on everything is read at once.
+        Arrays may be torch tensors, numpy arrays or anything with ``__dlpack__``; of a DTensor this rank's part is
+        sent, but no addend (give its ``full_tensor()``). What does not fit is left out, logged once and counted; the
+        rest is sent. CUDA tensors may be read up to eight steps later, in loops with less than 0.2 s a step: do not
+        write to them after the call. What was written to is noticed, left out and counted as "overwritten", and from
+        then on everything is read at once.
         """
         if (
             self._ordinary is None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import codes as code_reader
 from . import wire
-from .arrays import Host, Refused, checked_name, gather, take, wire_dtype
+from .arrays import Host, Refused, checked_name, gather, take, whole_shape, wire_dtype
 from .scalars import OWN, Scalars
 from .wire import FLOAT_DTYPES, ITEM_BYTES, MAX_INTEGER, Tensor
 
@@ -184,6 +184,8 @@ def _pair(original: Any, reconstructed: Any, mask: Any) -> dict[str, Host]:
         return {}
     pair = [_on_host(take(original, "original")), _on_host(take(reconstructed, "reconstructed"))]
     shape = pair[0].shape
+    if whole_shape(original, pair[0])[-1:] != shape[-1:]:
+        raise Refused("sharded", f"this rank has {shape[-1]} of the features, expected all")
     if shape != pair[1].shape or not 2 <= len(shape) <= 4:
         raise Refused("shape", f"original {list(shape)} beside reconstructed {list(pair[1].shape)}")
     if not FLOAT_DTYPES.issuperset(host.dtype for host in pair):

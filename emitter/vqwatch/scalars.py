@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from .arrays import Host, Refused, checked_name, take
+from .arrays import Host, Refused, checked_name, take, whole_shape
 from .wire import MAX_ENTRIES
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ class Scalars:
             self.known.setdefault(group, {})[name] = float(value)
             return
         taken = take(value, f"{group} {name}")
-        if math.prod(taken.shape) != 1:
-            raise Refused("shape", f"{group} {name!r} has the shape {list(taken.shape)}, expected one number")
+        for shape in (whole_shape(value, taken), tuple(taken.shape)):
+            if math.prod(shape) != 1:
+                raise Refused("shape", f"{group} {name!r} has the shape {list(shape)}, expected one number")
         if isinstance(taken, Host):
             array = taken.array
             number = float(array.reshape(-1)[0]) if taken.dtype != "bf16" else _bf16(int(array.reshape(-1)[0]))

@@ -112,6 +112,14 @@ def test_residual_energies_become_ratios_and_gains() -> None:
     assert run.readings["residual_gain_db"] == {("0",): pytest.approx(10.0), ("1",): 0.0}
 
 
+def test_an_update_ratio_that_a_trainer_tells_is_read_and_one_it_does_not_is_absent() -> None:
+    run, [trainer] = opened()
+    run.apply(trainer.step(1, losses={"total": 1.0}), 1.0)
+    assert "update_to_weight_ratio" not in run.readings
+    run.apply(trainer.step(2, update_ratio=1e-3), 2.0)
+    assert run.readings["update_to_weight_ratio"] == {(): 1e-3}
+
+
 def test_a_step_that_goes_backwards_is_refused_and_changes_nothing() -> None:
     run, [trainer] = opened()
     run.apply(trainer.step(10, losses={"total": 1.0}), 0.0)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vqwatch import codebooks, hooks
 from vqwatch.codebooks import Adapter
+from vqwatch.wire import MAX_LAYERS
 
 
 class Quantizer(nn.Module):
@@ -321,6 +322,30 @@ def test_an_adapter_that_fails_costs_its_layer_only(caplog: pytest.LogCaptureFix
         found = codebooks.find(nn.ModuleList([StrangeQuantizer(), Quantizer()]), extra=[broken])
     assert [layer.info.path for layer in found.layers] == ["1"]
     assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(("family", "kind"), [("", "of my own"), ("f" * 129, "learned"), ("two\nlines", "learned")])
+def test_a_layer_that_the_daemon_would_refuse_costs_itself_only(
+    caplog: pytest.LogCaptureFixture, family: str, kind: str
+) -> None:
+    odd = Adapter(
+        family,
+        lambda module: isinstance(module, StrangeQuantizer),
+        lambda _module: {"codebook": torch.zeros(4, 2)},
+        kind,
+    )
+    with caplog.at_level(logging.WARNING, "vqwatch"):
+        found = codebooks.find(nn.ModuleList([StrangeQuantizer(), Quantizer()]), extra=[odd])
+    assert [layer.info.path for layer in found.layers] == ["1"]
+    assert "cannot be read" in caplog.text
+
+
+def test_of_more_layers_than_a_message_holds_the_first_are_watched(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "vqwatch"):
+        found = codebooks.find(nn.ModuleList([Quantizer() for _ in range(MAX_LAYERS + 9)]))
+    assert [layer.info.name for layer in found.layers] == [str(index) for index in range(MAX_LAYERS)]
+    assert found.unknown == ()
+    assert "9 more are not" in caplog.text
 
 
 def test_a_hook_that_fails_says_so_once_and_never_raises(caplog: pytest.LogCaptureFixture) -> None:

@@ -312,7 +312,7 @@ def test_a_call_inside_another_is_left_out_and_counted(attached: Attach, peer: P
     watch.step(0, losses={"total": Meddler()})
     settle(watch, peer)
     assert [message.step for message in peer.of("step")] == [0]
-    assert watch.dropped == {"_step:concurrent": 1}
+    assert watch.dropped == {"step:concurrent": 1}
 
 
 @pytest.mark.parametrize("step", [-1, "x", None, 1 << 70])

@@ -544,5 +544,5 @@ STANDINS = [
 CASES = [*LUCIDRAINS, BEAMS, *NO_CODEBOOK, *SIMVQ, *CODECS, *TRANSFORMERS, *STANDINS]
 
 _OLD_NAMES = ("ResidualVQ", "VectorQuantize", "shared codebook", "quantizer dropout", "cosine", "learnable", "Grouped")
-OLD = [case for case in LUCIDRAINS if any(case.name.endswith(n) or n in case.name for n in _OLD_NAMES)]
+OLD = [*(case for case in LUCIDRAINS if any(name in case.name for name in _OLD_NAMES)), *NO_CODEBOOK]
 """What vector-quantize-pytorch 1.14 could do already, under the same names."""
