@@ -138,6 +138,39 @@ def test_after_a_snapshot_nothing_at_all_is_forgotten(tmp_path: Path) -> None:
     life.die()
 
 
+@settings(max_examples=8, deadline=None)
+@given(taken=st.integers(0, 200))
+def test_what_is_being_written_does_not_change_while_the_daemon_goes_on(taken: int) -> None:
+    """A thread writes the snapshot while the loop takes messages: a torn one would be neither before nor after."""
+    life = Life(None)
+    messages = list(story(40))
+
+    def take(part: list[tuple[Message, float]]) -> None:
+        for message, now in part:
+            life.take(message, now)
+            life.hub.count(message.kind, 0.001)
+            life.hub.tick(now)
+
+    take(messages[:taken])
+    state = resume.state(life.hub, Nobody(), 1.0)
+    before = frozen(state)
+    take(messages[taken:])
+    life.hub.reject("other")
+    life.hub.tick(1e6)
+    assert frozen(state) == before
+
+
+def frozen(tree: Any) -> Any:
+    """Return an independent copy of a tree, its arrays as bytes."""
+    if isinstance(tree, np.ndarray):
+        return (tree.dtype.str, tree.shape, tree.tobytes())
+    if isinstance(tree, Mapping):
+        return {key: frozen(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [frozen(value) for value in tree]
+    return repr(tree)
+
+
 def test_what_an_unfinished_evaluation_had_is_still_there(tmp_path: Path) -> None:
     from vqwatch.wire import Evaluation
 

@@ -40,6 +40,7 @@ class Rank:
     returning: bool = False
     lost: int = 0
     shed: int = 0
+    late: int = 0
     overhead: float | None = None
     dropped: dict[tuple[str, str], int] = field(default_factory=dict)
     dropped_before: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -103,6 +104,10 @@ class Ranks:
         """A message of a rank was left out because more came than the daemon can take."""
         if number in self._ranks:
             self._ranks[number].shed += 1
+
+    def late(self, number: int) -> None:
+        """A rank's scalars came when their step had been read without them."""
+        self._ranks[number].late += 1
 
     def step(self, message: Step) -> bool:
         """Take a step's report; return False when the rank had been as far before in this session."""
@@ -215,6 +220,7 @@ class Ranks:
             "rank_silent_seconds": {},
             "messages_lost_total": {},
             "messages_shed_total": {},
+            "messages_late_total": {},
             "emitter_overhead_ratio": {},
             "emitter_dropped_total": {},
             "emitter_cadence_steps": {},
@@ -225,6 +231,8 @@ class Ranks:
             readings["messages_lost_total"][label,] = rank.lost
             if rank.shed:
                 readings["messages_shed_total"][label,] = rank.shed
+            if rank.late:
+                readings["messages_late_total"][label,] = rank.late
             if not rank.said_goodbye:
                 readings["rank_silent_seconds"][label,] = max(0.0, _silence(rank, now))
                 readings["rank_lag_steps"][label,] = furthest - rank.step
@@ -270,6 +278,7 @@ class Ranks:
                     "returning": rank.returning,
                     "lost": rank.lost,
                     "shed": rank.shed,
+                    "late": rank.late,
                     "overhead": rank.overhead,
                     "dropped": [[*key, count] for key, count in rank.dropped.items()],
                     "dropped_before": [[*key, count] for key, count in rank.dropped_before.items()],
