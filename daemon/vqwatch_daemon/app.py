@@ -32,6 +32,7 @@ from vqwatch_daemon import resume, web_config
 from vqwatch_daemon.alertmanager import Alertmanagers
 from vqwatch_daemon.authentication import Authentication
 from vqwatch_daemon.catalogue import CATALOGUE
+from vqwatch_daemon.clock import Clock
 from vqwatch_daemon.delivery import Book
 from vqwatch_daemon.exposition import Snapshot, exposition
 from vqwatch_daemon.history import History
@@ -62,7 +63,8 @@ class Daemon:
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+        self._wall = clock  # what other programs are told of
+        self._clock = Clock(clock)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._resources = ExitStack()
@@ -143,13 +145,13 @@ class Daemon:
     def _resume(self, directory: Path, snapshot_seconds: float) -> Keeper:
         keeper = Keeper(directory, snapshot_seconds=snapshot_seconds)
         self._resources.callback(keeper.close)
-        resume.resume(keeper, self.hub, self.alertmanagers, self._clock())
+        resume.resume(keeper, self.hub, self.alertmanagers, self._clock)
         self._resources.callback(self._snapshot, keeper, wait=True)
         return keeper
 
     def _snapshot(self, keeper: Keeper, *, wait: bool = False) -> None:
-        now = self._clock()
         with self._lock:
+            now = self._clock()
             keeper.snapshot(resume.state(self.hub, self.alertmanagers, now), now, time.monotonic(), wait=wait)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
@@ -181,7 +183,11 @@ class Daemon:
     def _tick(self) -> None:
         self.receiver.look_at_keys()
         with self._lock:
-            replies = self.hub.tick(self._clock())
+            now = self._clock()
+            if skipped := self._clock.skipped():
+                _log.warning("the clock went forward by %.0f s: nobody counts as silent for that", skipped)
+                self.hub.absent(now, skipped)
+            replies = self.hub.tick(now)
         self.receiver.send(replies)
         self._told = -1  # re-sends are due by time
         if self.keeper is not None and self.keeper.due(time.monotonic()):
@@ -190,7 +196,7 @@ class Daemon:
     def _send_alerts(self) -> None:
         if self._told != self.hub.transitions:
             self._told = self.hub.transitions
-            self.alertmanagers.update(self.hub.alerts(), self._clock())
+            self.alertmanagers.update(self.hub.alerts(), self._wall())
 
     def _outside(self) -> Readings:
         """Return what those around the hub count."""
@@ -212,6 +218,10 @@ class Daemon:
         """Return everything that is exported, of one moment."""
         with self._lock:
             return self.hub.snapshot()
+
+    def now(self) -> float:
+        """Return the time that everything in the hub is dated by; hold the lock."""
+        return self._clock()
 
     def locked(self) -> threading.Lock:
         """Return the lock that guards the hub."""
@@ -235,7 +245,7 @@ class View:
     def runs(self) -> list[RunView]:
         """Return the runs held, the one heard of last first."""
         with self._daemon.locked():
-            now = time.time()
+            now = self._daemon.now()
             views = [
                 RunView(
                     name=run.name,

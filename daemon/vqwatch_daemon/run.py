@@ -103,7 +103,7 @@ class Run:
         self._rewind_for(message)
         if self.ranks.returns(message.origin.rank):
             self._returned_at = now  # what it did meanwhile comes next
-        if not self.ranks.step(message):
+        if not self.ranks.step(message, now):
             raise Refused("step_backwards", f"rank {message.origin.rank} reported step {message.step} or later before")
         if self.training.is_late(message.step):
             self.ranks.late(message.origin.rank)

@@ -20,6 +20,7 @@ from tests.messages import Trainer, layers
 from vqwatch.wire import Ack, Message, Step, Welcome
 from vqwatch_daemon import resume
 from vqwatch_daemon.catalogue import CATALOGUE
+from vqwatch_daemon.clock import Clock
 from vqwatch_daemon.delivery import Book
 from vqwatch_daemon.hub import Hub
 from vqwatch_daemon.keeper import Keeper, StateError
@@ -47,7 +48,7 @@ class Life:
         self.hub = Hub(Book("d"), Engine(load([], names)), window=4)
         self.keeper = None if directory is None else Keeper(directory, **options)
         if self.keeper is not None:
-            resume.resume(self.keeper, self.hub, Nobody(), now)
+            resume.resume(self.keeper, self.hub, Nobody(), Clock(lambda: now, lambda: 0.0))
 
     def take(self, message: Message, now: float) -> list[Any]:
         return [reply for _, reply in self.hub.receive(ROUTE, message, now)]
