@@ -223,6 +223,23 @@ def test_a_damaged_snapshot_costs_nothing_and_is_set_aside(tmp_path: Path, undis
     life.die()
 
 
+def test_a_damaged_journal_says_how_much_of_it_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    life = Life(tmp_path)
+    for message, now in story(10):
+        life.take(message, now)
+    life.die()
+    [path] = [path for path in tmp_path.glob("journal-*.log") if path.stat().st_size]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    life = Life(tmp_path, 2.0)
+    assert 0 < life.hub.runs["r"].ranks.furthest < 9
+    [said] = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
+    lost = int(said.split("the last ")[1].split()[0])
+    assert len(data) // 2 <= lost < len(data)
+    life.die()
+
+
 def test_when_every_file_is_noise_the_daemon_starts_anew(tmp_path: Path) -> None:
     life = Life(tmp_path)
     for message, now in story(4):
