@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import platform
 import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -92,10 +93,13 @@ class Daemon:
             per_code_series=settings.per_code_series,
             build={(version("vqwatch"), platform.python_version()): 1.0},
         )
-        self.history = self._open_history(settings.state)
+        self.keeper = None if settings.state is None else self._keep(settings.state, settings.snapshot_seconds)
+        self.history = None if settings.state is None else self._open_history(settings.state)
         self.alertmanagers = Alertmanagers(settings.alertmanager, generator_url=f"{self.url.rstrip('/')}/")
         self._resources.callback(self.alertmanagers.close, CLOSE_SECONDS)
-        self.keeper = None if settings.state is None else self._resume(settings.state, settings.snapshot_seconds)
+        if self.keeper is not None:
+            resume.resume(self.keeper, self.hub, self.alertmanagers, self._clock)
+            self._resources.callback(self._snapshot, self.keeper, wait=True)
         self.sinks = Sinks.of(settings)
         self._resources.callback(self.sinks.close, SINKS_CLOSE_SECONDS)
         if self.sinks.outlets:
@@ -133,21 +137,20 @@ class Daemon:
         name = f"[{host}]" if ":" in host else host
         self.url = settings.external_url or f"{scheme}://{name}:{self.server.port}"
 
-    def _open_history(self, state: Path | None) -> History | None:
-        if state is None:
-            return None
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        history = History(state / "history.sqlite")
+    def _keep(self, state: Path, snapshot_seconds: float) -> Keeper:
+        """Take the state directory, before anything is written to it: another daemon may have it."""
+        keeper = Keeper(state, snapshot_seconds=snapshot_seconds)
+        self._resources.callback(keeper.close)
+        return keeper
+
+    def _open_history(self, state: Path) -> History:
+        try:
+            history = History(state / "history.sqlite")
+        except sqlite3.Error as error:
+            raise OSError(f"cannot keep a history in {state}: {error}") from error
         self._resources.callback(history.close, CLOSE_SECONDS)
         self.hub.observers.append(_Recorder(history))
         return history
-
-    def _resume(self, directory: Path, snapshot_seconds: float) -> Keeper:
-        keeper = Keeper(directory, snapshot_seconds=snapshot_seconds)
-        self._resources.callback(keeper.close)
-        resume.resume(keeper, self.hub, self.alertmanagers, self._clock)
-        self._resources.callback(self._snapshot, keeper, wait=True)
-        return keeper
 
     def _snapshot(self, keeper: Keeper, *, wait: bool = False) -> None:
         with self._lock:
