@@ -7,7 +7,7 @@ STAMPS := .make
 # An older release whose quantizers are other classes; the tests look for it here.
 OLD_FAMILY := vector-quantize-pytorch-1.14.24
 
-.PHONY: demo test lint types unit servers reference fuzz soak clean
+.PHONY: demo test lint types unit servers reference audit fuzz soak clean
 
 demo: $(STAMPS)/demo
 	$(BIN)/vqwatch demo
@@ -46,6 +46,10 @@ $(STAMPS)/dev: pyproject.toml constraints.txt tests/families.txt | $(VENV)/bin/p
 	$(PIP) install --constraint constraints.txt --no-deps --requirement tests/families.txt
 	$(PIP) install --no-deps --upgrade --target $(VENV)/families/$(OLD_FAMILY) vector-quantize-pytorch==1.14.24
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/demo
+
+# Are there published holes in what is pinned? Asks PyPI, or `make audit ADVISORIES=DIR`: a checkout of PyPA's database.
+audit: $(STAMPS)/dev
+	$(BIN)/python -m tests.audit.run $(if $(ADVISORIES),--advisories $(ADVISORIES))
 
 # Coverage-guided fuzzing of everything that reads what others wrote: ten million inputs on the wire, then minutes of each.
 fuzz: $(STAMPS)/dev

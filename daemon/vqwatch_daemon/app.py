@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import platform
 import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from vqwatch_daemon import resume, web_config
 from vqwatch_daemon.alertmanager import Alertmanagers
 from vqwatch_daemon.authentication import Authentication
 from vqwatch_daemon.catalogue import CATALOGUE
+from vqwatch_daemon.clock import Clock
 from vqwatch_daemon.delivery import Book
 from vqwatch_daemon.exposition import Snapshot, exposition
 from vqwatch_daemon.history import History
@@ -62,7 +64,8 @@ class Daemon:
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+        self._wall = clock  # what other programs are told of
+        self._clock = Clock(clock)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._resources = ExitStack()
@@ -90,10 +93,13 @@ class Daemon:
             per_code_series=settings.per_code_series,
             build={(version("vqwatch"), platform.python_version()): 1.0},
         )
-        self.history = self._open_history(settings.state)
+        self.keeper = None if settings.state is None else self._keep(settings.state, settings.snapshot_seconds)
+        self.history = None if settings.state is None else self._open_history(settings.state)
         self.alertmanagers = Alertmanagers(settings.alertmanager, generator_url=f"{self.url.rstrip('/')}/")
         self._resources.callback(self.alertmanagers.close, CLOSE_SECONDS)
-        self.keeper = None if settings.state is None else self._resume(settings.state, settings.snapshot_seconds)
+        if self.keeper is not None:
+            resume.resume(self.keeper, self.hub, self.alertmanagers, self._clock)
+            self._resources.callback(self._snapshot, self.keeper, wait=True)
         self.sinks = Sinks.of(settings)
         self._resources.callback(self.sinks.close, SINKS_CLOSE_SECONDS)
         if self.sinks.outlets:
@@ -131,25 +137,24 @@ class Daemon:
         name = f"[{host}]" if ":" in host else host
         self.url = settings.external_url or f"{scheme}://{name}:{self.server.port}"
 
-    def _open_history(self, state: Path | None) -> History | None:
-        if state is None:
-            return None
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        history = History(state / "history.sqlite")
+    def _keep(self, state: Path, snapshot_seconds: float) -> Keeper:
+        """Take the state directory, before anything is written to it: another daemon may have it."""
+        keeper = Keeper(state, snapshot_seconds=snapshot_seconds)
+        self._resources.callback(keeper.close)
+        return keeper
+
+    def _open_history(self, state: Path) -> History:
+        try:
+            history = History(state / "history.sqlite")
+        except sqlite3.Error as error:
+            raise OSError(f"cannot keep a history in {state}: {error}") from error
         self._resources.callback(history.close, CLOSE_SECONDS)
         self.hub.observers.append(_Recorder(history))
         return history
 
-    def _resume(self, directory: Path, snapshot_seconds: float) -> Keeper:
-        keeper = Keeper(directory, snapshot_seconds=snapshot_seconds)
-        self._resources.callback(keeper.close)
-        resume.resume(keeper, self.hub, self.alertmanagers, self._clock())
-        self._resources.callback(self._snapshot, keeper, wait=True)
-        return keeper
-
     def _snapshot(self, keeper: Keeper, *, wait: bool = False) -> None:
-        now = self._clock()
         with self._lock:
+            now = self._clock()
             keeper.snapshot(resume.state(self.hub, self.alertmanagers, now), now, time.monotonic(), wait=wait)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
@@ -181,7 +186,11 @@ class Daemon:
     def _tick(self) -> None:
         self.receiver.look_at_keys()
         with self._lock:
-            replies = self.hub.tick(self._clock())
+            now = self._clock()
+            if skipped := self._clock.skipped():
+                _log.warning("the clock went forward by %.0f s: nobody counts as silent for that", skipped)
+                self.hub.absent(now, skipped)
+            replies = self.hub.tick(now)
         self.receiver.send(replies)
         self._told = -1  # re-sends are due by time
         if self.keeper is not None and self.keeper.due(time.monotonic()):
@@ -190,7 +199,7 @@ class Daemon:
     def _send_alerts(self) -> None:
         if self._told != self.hub.transitions:
             self._told = self.hub.transitions
-            self.alertmanagers.update(self.hub.alerts(), self._clock())
+            self.alertmanagers.update(self.hub.alerts(), self._wall())
 
     def _outside(self) -> Readings:
         """Return what those around the hub count."""
@@ -212,6 +221,10 @@ class Daemon:
         """Return everything that is exported, of one moment."""
         with self._lock:
             return self.hub.snapshot()
+
+    def now(self) -> float:
+        """Return the time that everything in the hub is dated by; hold the lock."""
+        return self._clock()
 
     def locked(self) -> threading.Lock:
         """Return the lock that guards the hub."""
@@ -235,7 +248,7 @@ class View:
     def runs(self) -> list[RunView]:
         """Return the runs held, the one heard of last first."""
         with self._daemon.locked():
-            now = time.time()
+            now = self._daemon.now()
             views = [
                 RunView(
                     name=run.name,

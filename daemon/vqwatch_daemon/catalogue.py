@@ -648,6 +648,14 @@ _SIDECAR = (
         kind="counter",
     ),
     Metric(
+        "messages_late_total",
+        "sidecar",
+        "messages",
+        ("rank",),
+        "Steps whose scalars came after the step had been read without them; they are not in its means.",
+        kind="counter",
+    ),
+    Metric(
         "kept_steps_ratio",
         "sidecar",
         "ratio",

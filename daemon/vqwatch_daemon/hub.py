@@ -302,12 +302,15 @@ class Hub:
     # --- outliving the daemon -----------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Return everything that a restarted daemon needs to go on exactly here, numbers, texts and arrays."""
+        """Return everything that a restarted daemon needs to go on exactly here, numbers, texts and arrays.
+
+        It is written down by a thread while the hub goes on, so nothing in it is what the hub itself changes later.
+        """
         return {
             "runs": {name: run.state() for name, run in self._runs.items()},
             "book": self.book.state(),
             "engine": self.engine.state(),
-            "received": self._received,
+            "received": dict(self._received),
             "rejected": dict(self._rejected),
             "dropped_runs": self._dropped_runs,
         }

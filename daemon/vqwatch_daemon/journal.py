@@ -14,7 +14,7 @@ import errno
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -76,18 +76,21 @@ def absence(seconds: float) -> tuple[bytes]:
     return (struct.pack("<d", seconds),)
 
 
-def read(path: Path) -> Iterator[Record]:
-    """Yield the records of a journal, up to its end or to the first that is torn or damaged."""
+def read(path: Path) -> Generator[Record, None, int]:
+    """Yield the records of a journal, up to its end or to the first that is torn or damaged; return the bytes left."""
     with path.open("rb") as file:
+        size, done = os.fstat(file.fileno()).st_size, 0
         while len(start := file.read(_START.size)) == _START.size:
             length, crc = _START.unpack(start)
-            body = file.read(min(length, os.fstat(file.fileno()).st_size))
+            body = file.read(min(length, size))
             if len(body) != length or zlib.crc32(body) != crc:
-                return
+                break
             try:
                 yield _parse(body)
             except (struct.error, IndexError):
-                return
+                break
+            done = file.tell()
+    return size - done
 
 
 def _parse(body: bytes) -> Record:

@@ -89,15 +89,15 @@ class Keeper:
     def recover(self, take: Callable[[dict[str, Any]], None]) -> Iterator[Record]:
         """Give the newest good snapshot to ``take``, then yield what happened after it.
 
-        A snapshot that cannot be read, or that ``take`` refuses with KeyError, TypeError, ValueError or IndexError, is
-        set aside and the one before it is tried: a crash never prevents a start.
+        A snapshot that cannot be read, or that ``take`` refuses by raising, is set aside and the one before it is
+        tried: nothing in a file prevents a start.
         """
         base = -1
         for generation in reversed(self._generations("snapshot")):
             path = self._path("snapshot", generation)
             try:
                 take(saved.read(path))
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
+            except Exception as error:
                 _log.warning("state: %s cannot be used and is set aside: %r", path.name, error)
                 self._set_aside(path)
             else:
@@ -105,7 +105,11 @@ class Keeper:
                 break
         for generation in self._generations("journal"):
             if generation >= base:
-                yield from journal.read(self._path("journal", generation))
+                path = self._path("journal", generation)
+                left = yield from journal.read(path)
+                if left:
+                    _log.warning("state: the last %d bytes of %s cannot be read: what they held is lost, unless it was "
+                                 "never acknowledged", left, path.name)  # fmt: skip
 
     def _set_aside(self, path: Path) -> None:
         with contextlib.suppress(OSError):

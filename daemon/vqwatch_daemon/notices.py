@@ -80,13 +80,17 @@ class Notice:
     def body(self, now: float, resend_seconds: float, generator_url: str) -> dict[str, Any]:
         """Return the object for ``/api/v2/alerts``.
 
-        What fires ends ``4 * resend_seconds`` after now unless told again, so that three sends may go astray.
+        What fires ends ``4 * resend_seconds`` after now unless told again, so that three sends may go astray. Nothing
+        began or ended after now: where the clock was set back, an alert that has ended would otherwise go on there.
         """
-        ends_at = now + LIFETIMES * resend_seconds if self.ended_at is None else max(self.ended_at, self.started_at)
+        started_at = min(self.started_at, now)
+        ends_at = (
+            now + LIFETIMES * resend_seconds if self.ended_at is None else min(max(self.ended_at, started_at), now)
+        )
         body: dict[str, Any] = {
             "labels": dict(self.labels),
             "annotations": dict(self.annotations),
-            "startsAt": rfc3339(self.started_at),
+            "startsAt": rfc3339(started_at),
             "endsAt": rfc3339(ends_at),
         }
         if generator_url:

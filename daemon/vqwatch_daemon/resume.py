@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from vqwatch_daemon.clock import Clock
 from vqwatch_daemon.hub import Hub
 from vqwatch_daemon.keeper import Keeper
 
@@ -30,10 +31,11 @@ def state(hub: Hub, told: Told, now: float) -> dict[str, Any]:
     return {"time": now, "hub": hub.state(), "alertmanagers": told.state()}
 
 
-def resume(keeper: Keeper, hub: Hub, told: Told, now: float) -> None:
+def resume(keeper: Keeper, hub: Hub, told: Told, clock: Clock) -> None:
     """Restore ``hub`` and ``told``, replay the journal, and let ``keeper`` write down what happens from here on.
 
-    The time for which there was no daemon counts as nobody's silence.
+    The time for which there was no daemon counts as nobody's silence. ``clock`` goes on from where the earlier daemon
+    was, should the system's be behind it by now.
     """
     started = time.monotonic()
     latest: float | None = None
@@ -51,9 +53,13 @@ def resume(keeper: Keeper, hub: Hub, told: Told, now: float) -> None:
     for record in keeper.recover(take):
         hub.replay(record)
         latest, replayed = record.now, replayed + 1
+    if latest is not None:
+        clock.not_before(latest)
+    now = clock()
     hub.keeper = keeper
     keeper.snapshot(state(hub, told, now if latest is None else latest), now, time.monotonic())
     if latest is not None:
-        hub.absent(now, max(0.0, now - latest))
+        clock.skipped()  # it is part of the absence
+        hub.absent(now, now - latest)
         _log.info("state: %d runs go on after %.1f s; %d events replayed in %.2f s",
                   len(hub.runs), now - latest, replayed, time.monotonic() - started)  # fmt: skip

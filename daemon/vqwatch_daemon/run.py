@@ -103,8 +103,10 @@ class Run:
         self._rewind_for(message)
         if self.ranks.returns(message.origin.rank):
             self._returned_at = now  # what it did meanwhile comes next
-        if not self.ranks.step(message):
+        if not self.ranks.step(message, now):
             raise Refused("step_backwards", f"rank {message.origin.rank} reported step {message.step} or later before")
+        if self.training.is_late(message.step):
+            self.ranks.late(message.origin.rank)
         self._delay = now - message.time_ns / 1e9
         return self.training.add(message, self.ranks.awaited, now)
 

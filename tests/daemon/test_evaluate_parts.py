@@ -43,6 +43,20 @@ def test_by_name_it_is_loaded_nevertheless(tmp_path: Path, monkeypatch: pytest.M
     assert "scale" in state
 
 
+@pytest.mark.parametrize("version", ["2.9.1+cu128", "2.4.0", "1.13.1"])
+def test_a_torch_whose_weights_only_is_broken_is_not_trusted_with_a_checkpoint(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for suffix in (".pt", ".safetensors"):
+        save(evaluating.build().state_dict(), tmp_path / f"x{suffix}")
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(CheckpointError, match=r"CVE-2026-24747.*--unsafe-pickle") as refusal:
+        checkpoints.read(tmp_path / "x.pt", "cpu")
+    assert not refusal.value.damaged
+    for path, by_name in ((tmp_path / "x.safetensors", False), (tmp_path / "x.pt", True)):
+        assert "scale" in checkpoints.read(path, "cpu", unsafe_pickle=by_name)[0]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.99])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_checkpoint_cut_short_is_damaged(tmp_path: Path, suffix: str, share: float) -> None:

@@ -172,6 +172,18 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begins(path: Path, damage: st
     assert path.with_name("history.db.damaged-1").exists()
 
 
+def test_a_folder_that_cannot_hold_it_is_an_error_and_no_damage(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("unable to open database file")  # what a read-only file system makes of it
+
+    monkeypatch.setattr(sqlite3, "connect", refused)
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+        History(path)
+    assert "damaged" not in caplog.text
+
+
 def test_damage_found_while_writing_is_set_aside_too(path: Path) -> None:
     with History(path, limits=Limits(flush_seconds=3600, block_seconds=10)) as store:
         fill(store, 100)

@@ -143,6 +143,13 @@ def test_a_clock_that_went_back_does_not_silence_an_alert() -> None:
     assert len(told(schedule, [firing(at=1000.0)], 500.0)) == 1
 
 
+def test_where_the_clock_went_back_nothing_began_or_ended_after_now() -> None:
+    notice = notice_of(resolved(at=5000.0, end=5100.0))
+    assert notice is not None
+    body = notice.body(now=2000.0, resend_seconds=60.0, generator_url="")
+    assert (body["startsAt"], body["endsAt"]) == ("1970-01-01T00:33:20.000Z", "1970-01-01T00:33:20.000Z")
+
+
 def test_endsat_is_always_four_intervals_ahead_for_what_fires() -> None:
     notice = notice_of(firing(at=1000.0))
     assert notice is not None

@@ -84,6 +84,21 @@ def test_a_step_does_not_wait_for_a_rank_that_never_comes() -> None:
     assert changed(run.tick(2.0))["loss"] == {("total",): 1.0}
 
 
+def test_scalars_that_come_after_their_step_was_read_are_counted_for_their_rank() -> None:
+    run, [first, second] = opened(2)
+    run.apply(first.step(1, losses={"total": 1.0}), 0.0)
+    run.apply(second.step(1, losses={"total": 3.0}), 0.0)
+    assert changed(run.tick(0.5))["messages_late_total"] == {}
+    run.apply(first.step(2, losses={"total": 1.0}), 10.0)
+    assert changed(run.tick(12.0))["loss"] == {("total",): 1.0}
+    assert changed(run.apply(second.step(2, losses={"total": 9.0}), 12.1)) == {}
+    assert changed(run.tick(13.0))["messages_late_total"] == {("1",): 1.0}
+    assert run.readings["loss"] == {("total",): 1.0}
+    restored = Run("r", 4, 0.0)
+    restored.restore(run.state())
+    assert changed(restored.tick(13.0))["messages_late_total"] == {("1",): 1.0}
+
+
 def test_a_nan_loss_counts_at_once_even_while_other_ranks_are_awaited() -> None:
     run, [one, _] = opened(ranks=2)
     [update] = run.apply(one.step(5, losses={"total": math.nan}), 0.0)

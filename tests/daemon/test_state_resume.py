@@ -20,6 +20,7 @@ from tests.messages import Trainer, layers
 from vqwatch.wire import Ack, Message, Step, Welcome
 from vqwatch_daemon import resume
 from vqwatch_daemon.catalogue import CATALOGUE
+from vqwatch_daemon.clock import Clock
 from vqwatch_daemon.delivery import Book
 from vqwatch_daemon.hub import Hub
 from vqwatch_daemon.keeper import Keeper, StateError
@@ -47,7 +48,7 @@ class Life:
         self.hub = Hub(Book("d"), Engine(load([], names)), window=4)
         self.keeper = None if directory is None else Keeper(directory, **options)
         if self.keeper is not None:
-            resume.resume(self.keeper, self.hub, Nobody(), now)
+            resume.resume(self.keeper, self.hub, Nobody(), Clock(lambda: now, lambda: 0.0))
 
     def take(self, message: Message, now: float) -> list[Any]:
         return [reply for _, reply in self.hub.receive(ROUTE, message, now)]
@@ -138,6 +139,39 @@ def test_after_a_snapshot_nothing_at_all_is_forgotten(tmp_path: Path) -> None:
     life.die()
 
 
+@settings(max_examples=8, deadline=None)
+@given(taken=st.integers(0, 200))
+def test_what_is_being_written_does_not_change_while_the_daemon_goes_on(taken: int) -> None:
+    """A thread writes the snapshot while the loop takes messages: a torn one would be neither before nor after."""
+    life = Life(None)
+    messages = list(story(40))
+
+    def take(part: list[tuple[Message, float]]) -> None:
+        for message, now in part:
+            life.take(message, now)
+            life.hub.count(message.kind, 0.001)
+            life.hub.tick(now)
+
+    take(messages[:taken])
+    state = resume.state(life.hub, Nobody(), 1.0)
+    before = frozen(state)
+    take(messages[taken:])
+    life.hub.reject("other")
+    life.hub.tick(1e6)
+    assert frozen(state) == before
+
+
+def frozen(tree: Any) -> Any:
+    """Return an independent copy of a tree, its arrays as bytes."""
+    if isinstance(tree, np.ndarray):
+        return (tree.dtype.str, tree.shape, tree.tobytes())
+    if isinstance(tree, Mapping):
+        return {key: frozen(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [frozen(value) for value in tree]
+    return repr(tree)
+
+
 def test_what_an_unfinished_evaluation_had_is_still_there(tmp_path: Path) -> None:
     from vqwatch.wire import Evaluation
 
@@ -186,6 +220,23 @@ def test_a_damaged_snapshot_costs_nothing_and_is_set_aside(tmp_path: Path, undis
     life = Life(tmp_path, messages[-1][1])
     assert life.seen() == undisturbed
     assert len(list(tmp_path.glob("*.damaged"))) == 1
+    life.die()
+
+
+def test_a_damaged_journal_says_how_much_of_it_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    life = Life(tmp_path)
+    for message, now in story(10):
+        life.take(message, now)
+    life.die()
+    [path] = [path for path in tmp_path.glob("journal-*.log") if path.stat().st_size]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    life = Life(tmp_path, 2.0)
+    assert 0 < life.hub.runs["r"].ranks.furthest < 9
+    [said] = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
+    lost = int(said.split("the last ")[1].split()[0])
+    assert len(data) // 2 <= lost < len(data)
     life.die()
 
 

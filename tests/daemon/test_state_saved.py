@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from vqwatch_daemon import journal, saved
 from vqwatch_daemon.journal import Journal, Record
@@ -51,6 +55,49 @@ def test_a_flipped_byte_is_damage_or_changes_nothing(
         return
     assert back["a"].tolist() == list(range(500))
     assert back["b"] == "text"
+
+
+def npz(tree: bytes, array: bytes) -> bytes:
+    """Return a file whose sums are right and whose tree or array is not."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in (("tree.npy", npy(np.frombuffer(tree, np.uint8))), ("a0.npy", array)):
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+TREE = b'{"version":1,"tree":{"x":{"\\u0000array":"a0"}}}'
+ARRAY = npy(np.arange(40, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("tree", "array"),
+    [
+        (TREE, ARRAY.replace(b"}", b" ")),  # numpy: tokenize.TokenError
+        (TREE, ARRAY.replace(b"(40,), }               ", b"(4000000000000000,), } ")),  # MemoryError
+        (TREE, ARRAY.replace(b"<f4", b"|O ")),
+        (b"[" * 100_000, ARRAY),  # RecursionError
+        (b'{"version":1,"tree":' + b'{"a":' * 100_000, ARRAY),
+        (b'{"version":1,"tree":{"a":' + b"9" * 5000 + b"}}", ARRAY),
+        (b'{"version":1,"tree":[]}', ARRAY),
+        (b'{"version":2,"tree":{}}', ARRAY),
+        (b"\xff", ARRAY),
+    ],
+)
+def test_whatever_is_in_a_file_it_is_damaged_or_read(tmp_path: Path, tree: bytes, array: bytes) -> None:
+    assert array != ARRAY or tree != TREE
+    path = tmp_path / "s.npz"
+    path.write_bytes(npz(TREE, ARRAY))
+    assert saved.read(path)["x"].tolist() == list(range(40))
+    path.write_bytes(npz(tree, array))
+    with pytest.raises(saved.Damaged):
+        saved.read(path)
 
 
 def test_pickles_are_never_loaded(tmp_path: Path) -> None:

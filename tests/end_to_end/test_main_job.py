@@ -95,6 +95,8 @@ def test_the_daemon_ends_cleanly_when_it_is_told_to(start_daemon: Start) -> None
         (["--listen", "tcp://0.0.0.0:7777"], "can be reached from other machines"),
         (["--alertmanager", "localhost:9093"], "'localhost:9093' is no http:// or https:// URL"),
         (["--rules", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["--state", "/dev/null"], "cannot use /dev/null: File exists"),
+        (["--state", "/proc"], "cannot use /proc"),
     ],
 )
 def test_a_daemon_that_cannot_be_as_asked_names_what_is_wrong(options: list[str], complaint: str) -> None:

@@ -14,6 +14,8 @@ SUFFIXES: Final = frozenset({".pt", ".pth", ".ckpt", ".bin", ".safetensors"})
 NESTED: Final = ("state_dict", "model_state_dict", "model", "module")
 """Where training scripts put a model's state inside a larger checkpoint, tried in this order."""
 STEPS: Final = ("step", "global_step", "iteration")
+OLDEST_TORCH: Final = (2, 10)
+"""Before it a file can run code or write to memory although only weights are asked for: CVE-2025-32434, -2026-24747."""
 WRAPPERS: Final = ("_orig_mod.", "module.")
 """What torch.compile and DistributedDataParallel put before every name."""
 
@@ -29,8 +31,9 @@ class CheckpointError(ValueError):
 def read(path: Path, device: str, *, unsafe_pickle: bool = False) -> tuple[dict[str, Tensor], int | None]:
     """Return a checkpoint's state by name, and the training step that it or its file's name tells.
 
-    Nothing in the file is run: ``torch.load(weights_only=True)`` and safetensors, unless ``unsafe_pickle``. Raises
-    :class:`CheckpointError`, and FileNotFoundError when the file is gone.
+    Nothing in the file is run: ``torch.load(weights_only=True)`` of a torch that keeps that promise
+    (:data:`OLDEST_TORCH`) and safetensors, unless ``unsafe_pickle``. Raises :class:`CheckpointError`, and
+    FileNotFoundError when the file is gone.
     """
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path}: none of the kinds {', '.join(sorted(SUFFIXES))}")
@@ -57,6 +60,11 @@ def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
 def _load(path: Path, device: str, unsafe_pickle: bool) -> Any:
     import torch
 
+    if not unsafe_pickle and _release(torch.__version__) < OLDEST_TORCH:
+        raise CheckpointError(
+            f"{path}: torch {torch.__version__} cannot load it without trusting who wrote it (CVE-2026-24747): "
+            f"upgrade to torch {_text(OLDEST_TORCH)}, save safetensors, or pass --unsafe-pickle if you do trust them"
+        )
     try:
         return torch.load(path, map_location=device, weights_only=not unsafe_pickle)
     except FileNotFoundError:
@@ -69,6 +77,20 @@ def _load(path: Path, device: str, unsafe_pickle: bool) -> Any:
                 "Save model.state_dict() or safetensors; --unsafe-pickle loads it as it is if you trust who wrote it"
             ) from error
         raise CheckpointError(f"{path}: {type(error).__name__}: {first}", damaged=True) from error
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return the numbers that a version begins with.
+
+    >>> _release("2.9.1+cu128"), _release("2.10.0a0+git")
+    ((2, 9, 1), (2, 10, 0))
+    """
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def _text(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def _state(path: Path, loaded: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -44,8 +44,8 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     try:
         return _opened(path)
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError) and path.exists() and _is_sqlite(path):
-            raise  # locked, full or forbidden: not the file's fault
+        if isinstance(error, sqlite3.OperationalError) and (not path.exists() or _is_sqlite(path)):
+            raise  # locked, full, forbidden or read-only: not the file's fault
         set_aside(path, str(error))
         return _opened(path)
 

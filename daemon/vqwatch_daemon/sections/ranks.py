@@ -40,6 +40,7 @@ class Rank:
     returning: bool = False
     lost: int = 0
     shed: int = 0
+    late: int = 0
     overhead: float | None = None
     dropped: dict[tuple[str, str], int] = field(default_factory=dict)
     dropped_before: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -59,7 +60,7 @@ class Ranks:
         self._silent_seconds = silent_seconds
         self._ranks: dict[int, Rank] = {}
         self._intervals: deque[float] = deque(maxlen=STEP_TIMES_KEPT)
-        self._latest: tuple[int, int, float] | None = None
+        self._latest: tuple[int, int, float, float] | None = None  # rank, step, when by its clock and by ours
         self._era = 0  # how often the run went back to a checkpoint
         self._rewound_to = -1
         self._visited_at = 0.0  # by somebody who is no rank
@@ -104,7 +105,11 @@ class Ranks:
         if number in self._ranks:
             self._ranks[number].shed += 1
 
-    def step(self, message: Step) -> bool:
+    def late(self, number: int) -> None:
+        """A rank's scalars came when their step had been read without them."""
+        self._ranks[number].late += 1
+
+    def step(self, message: Step, now: float) -> bool:
         """Take a step's report; return False when the rank had been as far before in this session."""
         rank = self._ranks[message.origin.rank]
         if rank.first_step is not None and message.step <= rank.step:
@@ -118,17 +123,20 @@ class Ranks:
         for name, count in message.dropped.items():
             kind, _, reason = name.partition(":")
             rank.dropped[kind, reason] = count
-        self._time(message)
+        self._time(message, now)
         return True
 
-    def _time(self, message: Step) -> None:
-        """Measure step times by one rank's clock: the one that is furthest."""
+    def _time(self, message: Step, now: float) -> None:
+        """Measure step times by one rank's clock: the one that is furthest.
+
+        How long ago that was is told by our own clock: theirs may be wrong by minutes.
+        """
         number, seconds = message.origin.rank, message.time_ns / 1e9
         latest = self._latest
         if latest is not None and latest[0] == number and message.step > latest[1] and seconds > latest[2]:
             self._intervals.append((seconds - latest[2]) / (message.step - latest[1]))
         if self._latest is None or message.step > self._latest[1] or number == self._latest[0]:
-            self._latest = (number, message.step, seconds)
+            self._latest = (number, message.step, seconds, now)
 
     def goes_back(self, number: int, step: int) -> bool:
         """Return whether ``step``, the first of a rank's new session, takes the run back to a checkpoint.
@@ -215,6 +223,7 @@ class Ranks:
             "rank_silent_seconds": {},
             "messages_lost_total": {},
             "messages_shed_total": {},
+            "messages_late_total": {},
             "emitter_overhead_ratio": {},
             "emitter_dropped_total": {},
             "emitter_cadence_steps": {},
@@ -225,6 +234,8 @@ class Ranks:
             readings["messages_lost_total"][label,] = rank.lost
             if rank.shed:
                 readings["messages_shed_total"][label,] = rank.shed
+            if rank.late:
+                readings["messages_late_total"][label,] = rank.late
             if not rank.said_goodbye:
                 readings["rank_silent_seconds"][label,] = max(0.0, _silence(rank, now))
                 readings["rank_lag_steps"][label,] = furthest - rank.step
@@ -239,8 +250,8 @@ class Ranks:
         open_sessions = any(not rank.said_goodbye for rank in self._ranks.values())
         usual = self.step_seconds
         if usual is not None and self._latest is not None and open_sessions:
-            number, _, seconds = self._latest
-            readings["stalled_ratio"] = one(stalled_ratio(now - seconds - self._ranks[number].away, usual))
+            number, _, _, at = self._latest
+            readings["stalled_ratio"] = one(stalled_ratio(now - at - self._ranks[number].away, usual))
             readings["steps_per_second"] = one(1 / usual)
         else:
             readings["stalled_ratio"] = readings["steps_per_second"] = {}
@@ -270,6 +281,7 @@ class Ranks:
                     "returning": rank.returning,
                     "lost": rank.lost,
                     "shed": rank.shed,
+                    "late": rank.late,
                     "overhead": rank.overhead,
                     "dropped": [[*key, count] for key, count in rank.dropped.items()],
                     "dropped_before": [[*key, count] for key, count in rank.dropped_before.items()],
@@ -287,7 +299,8 @@ class Ranks:
         self._join_until = state["join_until"]
         self._era, self._rewound_to = state["era"], state["rewound_to"]
         self._intervals.extend(state["intervals"])
-        self._latest = tuple(state["latest"]) if state["latest"] else None
+        latest = state["latest"]  # of three values where an earlier release wrote it
+        self._latest = (*latest[:3], latest[-1]) if latest else None
         for number, item in state["ranks"].items():
             fields = dict(item)
             for key in ("dropped", "dropped_before"):

@@ -109,7 +109,7 @@ class Training:
         """
         values = _values(message)
         bad = self._count_nonfinite(values)
-        if self._gather.is_late(message.step):
+        if self.is_late(message.step):
             return [(message.step, bad)] if bad else []
         self._means.setdefault(message.step, _Mean()).add(values)
         rank = message.origin.rank
@@ -119,6 +119,10 @@ class Training:
         if bad:
             complete[-1][1].update(bad)
         return complete
+
+    def is_late(self, step: int) -> bool:
+        """Return whether a step has been read already: what comes for it now is not in its means."""
+        return self._gather.is_late(step)
 
     def settle(self, awaited: AbstractSet[int]) -> list[tuple[int, Readings]]:
         """Return the readings of steps that are complete now that only these ranks are awaited."""

@@ -108,12 +108,15 @@ def page(window: Any, stage: Stage) -> Iterator[Any]:
     assert found == []
 
 
-def drawn(page: Any) -> None:
-    """Bring the first charts to the screen and wait for one."""
+def drawn(page: Any, *metrics: str) -> None:
+    """Bring the first charts to the screen and wait for one, or for each of those named."""
     browser.until(
         page,
         "document.querySelector('#charts section')?.scrollIntoView();"
-        "return document.querySelectorAll('.plot .main-svg').length > 0",
+        "const wanted = arguments[0].map(name => `[data-metric=${name}] .plot .main-svg`);"
+        "return (wanted.length ? wanted : ['.plot .main-svg']).every(chart => document.querySelector(chart))",
+        15,
+        metrics,
     )
 
 
@@ -207,7 +210,7 @@ def test_one_alert_in_many_layers_is_told_once(page: Any, fake: Any) -> None:
 
 
 def test_a_zoom_survives_updates_reaches_every_chart_and_can_be_reset(page: Any) -> None:
-    drawn(page)
+    drawn(page, "codebook_utilization_ratio", "codebook_perplexity")
     page.execute_script(
         "const p = document.querySelector('[data-metric=codebook_utilization_ratio] .plot');"
         "Plotly.relayout(p, {'xaxis.range[0]': 100, 'xaxis.range[1]': 300})"

@@ -249,6 +249,7 @@ function losses(_figure, body) {
   const rows = state.runs.flatMap((run) => [
     ...values(run, "emitter_dropped_total").filter((entry) => Number(entry[3]) > 0).map(([rank, kind, reason, count]) => [`${run} · rank ${rank}`, `${kind}: ${reason}`, count]),
     ...values(run, "messages_lost_total").filter((entry) => Number(entry[1]) > 0).map(([rank, count]) => [`${run} · rank ${rank}`, "lost on the way", count]),
+    ...values(run, "messages_late_total").filter((entry) => Number(entry[1]) > 0).map(([rank, count]) => [`${run} · rank ${rank}`, "too late for its step", count]),
   ]);
   const table = rows.length
     ? h("div", { class: "scroll" }, h("table", { class: "numbers" }, h("tbody", {}, ...rows.slice(0, 40).map(([who, what, count]) => h("tr", {}, h("th", { scope: "row" }, who), h("td", {}, what), h("td", {}, short(count)))))))
