@@ -20,7 +20,7 @@ from .capture import Item, Key, item_of
 from .complaints import Complaints
 from .gradients import Gradients, Sketcher, by_module
 from .scalars import ENERGY, LOSS, NORM, RATE, Scalars, learning_rates
-from .wire import FLOAT_DTYPES, ITEM_BYTES, Codebooks, Codes, Message, Origin, Reconstruction, Tensor
+from .wire import FLOAT_DTYPES, ITEM_BYTES, MAX_LAYERS, Codebooks, Codes, Message, Origin, Reconstruction, Tensor
 
 if TYPE_CHECKING:
     import torch
@@ -303,6 +303,10 @@ class Collector:
         else:
             turns = _turns(tapped)
             parts = [part for turn in turns for part in code_reader.by_shape(turn, self.codebook_size, attempt)]
+        if len(parts) > MAX_LAYERS:
+            detail = f"{len(parts)} forward passes in one step, the codes of {MAX_LAYERS} are sent"
+            self._complaints.refused(schedule.CODES, Refused("limit", detail))
+            del parts[MAX_LAYERS:]
         fitted = False
         for index, part in enumerate(parts):
             key = ("codes", str(index))
@@ -314,14 +318,15 @@ class Collector:
                 mask_key = (*key, "mask")
                 entry.take(mask_key, schedule.CODES, [fitting], shape, wire_dtype(mask))
                 fitted = True
-            entry.outgoing.append(("codes", partial(self._codes_message, part.layers, index, key, mask_key)))
+            place = index, len(parts)
+            entry.outgoing.append(("codes", partial(self._codes_message, part.layers, place, key, mask_key)))
         return fitted
 
     def _codes_message(
-        self, layers: tuple[str, ...], part: int, key: Key, mask_key: Key | None, entry: Arrived, seq: int
+        self, layers: tuple[str, ...], place: tuple[int, int], key: Key, mask_key: Key | None, entry: Arrived, seq: int
     ) -> Message:
         mask = entry.tensors.get(mask_key) if mask_key is not None else None
-        return Codes(self._origin, seq, entry.time_ns, entry.step, layers, entry.tensors[key], mask, part)
+        return Codes(self._origin, seq, entry.time_ns, entry.step, layers, entry.tensors[key], mask, *place)
 
     def _take_reconstruction(self, entry: Entry, original: Any, reconstructed: Any, mask: Any) -> bool:
         pair = [take(original, "original"), take(reconstructed, "reconstructed")]

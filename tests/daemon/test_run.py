@@ -205,6 +205,21 @@ def test_codes_of_layers_with_different_shapes_make_one_step() -> None:
     assert update.readings["codebook_tokens_per_step"] == {("0",): 2.0, ("1",): 1.0}
 
 
+def test_a_step_that_lost_a_part_of_its_codes_is_read_when_the_next_one_comes() -> None:
+    run, [trainer] = opened()
+    assert run.apply(trainer.codes(1, [[1, 2]], ("0",), part=0, parts=2), 0.0) == []
+    first, second = run.apply(trainer.codes(2, [[1], [1]]), 0.0)
+    assert (first.step, first.readings["codebook_tokens_per_step"]) == (1, {("0",): 2.0})
+    assert (second.step, second.readings["codebook_tokens_per_step"]) == (2, {("0",): 1.0, ("1",): 1.0})
+
+
+def test_parts_of_steps_that_never_become_whole_are_not_kept_for_ever() -> None:
+    run, [trainer] = opened()
+    for step in range(1, 100):
+        run.apply(trainer.codes(step, [[1, 2]], ("0",), part=0, parts=2), 0.0)
+    assert len(run.state()["use"]["parts"]) == 1
+
+
 def ema_step(sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return (0.9 * sizes + 0.1 * counts).astype(np.float32)
 

@@ -60,7 +60,7 @@ class CodebookUse:
         self._gather = Gather()
         self._totals = np.zeros((3, len(layers)), np.int64)  # assigned, ignored, out of range
         self._by_code = np.zeros_like(self.window.counts)  # since the run began
-        self._parts: dict[tuple[int, int], int] = {}
+        self._parts: dict[int, tuple[int, int]] = {}  # of each rank's step that is not whole yet, how many came
         self._utilization: deque[tuple[int, list[float]]] = deque(maxlen=SLOPE_READINGS)
         self._identifiers = IdentifierSample(len(layers))
         self._rng = np.random.default_rng(0)  # fixed, so that a replay gives the same readings
@@ -78,13 +78,25 @@ class CodebookUse:
             raise Refused("unknown_layer", f"codes of layer {error.args[0]!r}; announced: {list(self._rows)}") from None
         self._count(message, rows)
         rank = message.origin.rank
-        if message.parts > 1:
-            came = self._parts.get((rank, message.step), 0) + 1
-            if came < message.parts:
-                self._parts[rank, message.step] = came
-                return []
-            self._parts.pop((rank, message.step), None)
-        return [(step, self._read(step)) for step in self._gather.add(message.step, rank, awaited, now)]
+        said = self._said(rank, message) if self._parts or message.parts > 1 else [message.step]
+        complete = [step for whole in said for step in self._gather.add(whole, rank, awaited, now)]
+        return [(step, self._read(step)) for step in complete]
+
+    def _said(self, rank: int, message: Codes) -> list[int]:
+        """Return the steps of which a rank has now sent all parts, or will send no more: parts may be lost."""
+        step, came = self._parts.pop(rank, (message.step, 0))
+        said: list[int] = []
+        if step > message.step:
+            self._parts[rank] = step, came
+            return [message.step]
+        if step < message.step:
+            said.append(step)
+            came = 0
+        if came + 1 < message.parts:
+            self._parts[rank] = message.step, came + 1
+        else:
+            said.append(message.step)
+        return said
 
     def _count(self, message: Codes, rows: list[int]) -> None:
         indices, mask = as_array(message.indices), as_mask(message.mask)
@@ -204,7 +216,7 @@ class CodebookUse:
             "gather": self._gather.state(),
             "totals": self._totals.copy(),
             "by_code": self._by_code.copy(),
-            "parts": [[*key, came] for key, came in self._parts.items()],
+            "parts": [[rank, *part] for rank, part in self._parts.items()],
             "utilization": [[step, np.array(values)] for step, values in self._utilization],
             "identifiers": self._identifiers.state(),
             "random": self._rng.bit_generator.state,
@@ -218,7 +230,7 @@ class CodebookUse:
         self._gather.restore(state["gather"])
         self._totals[:] = state["totals"]
         self._by_code[:] = state["by_code"]
-        self._parts = {(rank, step): came for rank, step, came in state["parts"]}
+        self._parts = {rank: (step, came) for rank, step, came in state["parts"]}
         self._utilization.extend((step, values.tolist()) for step, values in state["utilization"])
         self._identifiers.restore(state["identifiers"])
         self._rng.bit_generator.state = state["random"]

@@ -70,7 +70,7 @@ def test_two_forward_passes_before_one_step_are_both_counted(attached: Attach, p
     codes = [model(part)[1] for part in features]
     watch.step(0)
     settle(watch, peer)
-    assert [message.part for message in peer.of("codes")] == [0, 1]
+    assert [(message.part, message.parts) for message in peer.of("codes")] == [(0, 2), (1, 2)]
     for message, expected in zip(peer.of("codes"), codes, strict=True):
         assert np.array_equal(array(message.indices), expected.movedim(-1, 0).numpy())
 

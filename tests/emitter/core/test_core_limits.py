@@ -16,7 +16,7 @@ from vqwatch.collect import Entry
 from vqwatch.held import Held, Keeper
 from vqwatch.routine import Routine
 from vqwatch.scalars import LOSS, RATE
-from vqwatch.wire import MAX_ENTRIES
+from vqwatch.wire import MAX_ENTRIES, MAX_LAYERS
 
 Attach = Callable[..., vqwatch.Emitter]
 MANY = {f"loss {index}": float(index) for index in range(MAX_ENTRIES + 476)}
@@ -128,3 +128,16 @@ def test_codes_whose_names_fit_into_no_header_are_left_out_alone(attached: Attac
     settle(watch, peer)
     assert (peer.kinds()["step"], peer.kinds()["codes"], peer.kinds()["reconstruction"]) == (1, 0, 1)
     assert watch.dropped == {"codes:header_size": 1}
+
+
+def test_of_more_forward_passes_than_a_step_has_parts_the_first_are_told(attached: Attach, peer: Peer) -> None:
+    model = Model()
+    watch = attached(model)
+    for _ in range(MAX_LAYERS + 44):
+        model(torch.randn(1, 2, 8))
+    watch.step(0, losses={"total": 1.0})
+    settle(watch, peer)
+    told = peer.of("codes")
+    assert {message.parts for message in told} == {MAX_LAYERS}
+    assert len(told) + watch.dropped.get("codes:busy_peer", 0) == MAX_LAYERS
+    assert watch.dropped["codes:limit"] == 1
