@@ -65,12 +65,17 @@ class Outbox:
             if not isinstance(entry, Entry):
                 spent += self._send_batch(entry, now)
                 continue
-            entry.resolve()
-            if not entry.alone:
-                message = self._step_message(entry.step, entry.time_ns, entry.fields(), with_news=True)
-                self._link.must_arrive("step", message, now)
-                self.last_step = entry.step
-            spent += self._send_arrays(entry, now)
+            trackers: list[zmq.MessageTracker] = []
+            try:
+                entry.resolve()
+                if not entry.alone:
+                    message = self._step_message(entry.step, entry.time_ns, entry.fields(), with_news=True)
+                    self._link.must_arrive("step", message, now)
+                    self.last_step = entry.step
+                spent += self._send_arrays(entry, trackers, now)
+            finally:
+                if entry.slot is not None:
+                    entry.slot.release(trackers)
             self._plan.spent(entry.costs)
         return spent
 
@@ -88,8 +93,12 @@ class Outbox:
                     arrays.append((kind, functools.partial(build, taken)))
             fields = taken.fields(numbers)
             messages.append(self._step_message(taken.step, taken.time_ns, fields, with_news=taken is last))
-        slot.release(self._link.together(messages, arrays, slot.data, slot.place, now))
         self.last_step = last.step
+        trackers: list[zmq.MessageTracker] = []
+        try:
+            trackers = self._link.together(messages, arrays, slot.data, slot.place, now)
+        finally:
+            slot.release(trackers)
         seconds = (time.monotonic() - started) / 2
         self._plan.spent(batch.costs(seconds))
         return seconds if arrays else 0.0
@@ -103,30 +112,20 @@ class Outbox:
             if self._pending:
                 time.sleep(_LOOK_SECONDS)
 
-    def _send_arrays(self, entry: Entry, now: float) -> float:
+    def _send_arrays(self, entry: Entry, trackers: list[zmq.MessageTracker], now: float) -> float:
+        """Send an entry's arrays and add what tracks their buffers; return the seconds that it took."""
         total = 0.0
-        trackers: list[zmq.MessageTracker] = []
-        if entry.alone and entry.slot is not None and len(entry.outgoing) == 1:  # all of it lies in the slot
-            started = time.monotonic()
-            ((kind, build),) = entry.outgoing
-            with contextlib.suppress(KeyError):
-                slot = entry.slot
-                trackers = self._link.together(
-                    [], [(kind, functools.partial(build, entry))], slot.data, slot.place, now
-                )
-            total = time.monotonic() - started
-            entry.costs[kind] = entry.costs.get(kind, 0.0) + total
-            entry.slot.release(trackers)
-            return total
         for kind, build in entry.outgoing:
             started = time.monotonic()
+            make = functools.partial(build, entry)
             with contextlib.suppress(KeyError):  # one of its arrays was left out, and counted
-                trackers += self._link.best_effort(kind, functools.partial(build, entry)) or ()
+                if entry.alone and entry.slot is not None and len(entry.outgoing) == 1:  # all of it lies in the slot
+                    trackers += self._link.together([], [(kind, make)], entry.slot.data, entry.slot.place, now)
+                else:
+                    trackers += self._link.best_effort(kind, make) or ()
             seconds = time.monotonic() - started
             entry.costs[kind] = entry.costs.get(kind, 0.0) + seconds
             total += seconds
-        if entry.slot is not None:
-            entry.slot.release(trackers)
         return total
 
     def _step_message(self, step: int, time_ns: int, fields: dict[str, Any], with_news: bool) -> Encode:

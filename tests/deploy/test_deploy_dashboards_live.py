@@ -33,6 +33,7 @@ MAY_BE_EMPTY = {
     r"codebook_dead_(codes|ratio)": "the window is too short for a verdict",
     r"codebook_code_assignments_total": "single codes were not asked for",
     r"messages_shed_total": "the daemon keeps up",
+    r"messages_late_total": "one rank, which is never behind another",
     r"codebook_mutual_information_nats": "computed each 200 steps, from enough pairs only",
     r"update_to_weight_ratio": "the emitter does not measure it",
     r"sink_\w+": "no sink is set up",

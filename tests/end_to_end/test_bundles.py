@@ -27,7 +27,7 @@ CODES = (np.random.default_rng(0).random((STEPS, 2, 3, 40)) ** 2 * 16).astype(np
 
 OF_THE_MOMENT = (
     "vqwatch_last_message_timestamp_seconds", "vqwatch_message_delay_seconds", "vqwatch_rank_silent_seconds",
-    "vqwatch_run_info",
+    "vqwatch_run_info", "vqwatch_stalled_ratio",
 )  # fmt: skip
 """Readings that tell when a message came, or the session that sent it."""
 

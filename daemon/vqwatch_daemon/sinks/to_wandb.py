@@ -8,6 +8,7 @@ wandb run of the same group. ``WANDB_MODE=offline`` and wandb's other variables 
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -20,6 +21,9 @@ from vqwatch_daemon.sinks.heatmap import colours, usage_matrix
 from vqwatch_daemon.sinks.names import CORRELATION, EVALUATION_STEP, HEATMAP, alert_key, named, usage_key
 from vqwatch_daemon.sinks.records import Change, End, Record, Usage, Values
 
+SETTLE_SECONDS: Final = 1.0
+"""How old a wandb run is at least when it is finished: wandb-core 0.31 hangs, and loses every row, where one is ended
+within some ten milliseconds of its beginning."""
 HELD_SECONDS: Final = 3.0
 """How long a row waits for readings of its step that come later."""
 LATE_STEPS: Final = 64
@@ -88,6 +92,7 @@ class _Rows:
 
     def __init__(self, run: Any) -> None:
         self._run = run
+        self._began = time.monotonic()
         self._held: dict[int, dict[str, Any]] = {}
         self._since: dict[int, float] = {}
         self._written = -1
@@ -120,6 +125,7 @@ class _Rows:
     def close(self) -> None:
         """Log what is held and finish."""
         self.flush(0.0)
+        time.sleep(max(0.0, self._began + SETTLE_SECONDS - time.monotonic()))
         self._run.finish()
 
 

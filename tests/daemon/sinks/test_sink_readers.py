@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.daemon.sinks.conftest import START, Deliver, fired, usage, values
+from tests.servers import wait_for
 
 from vqwatch_daemon.sinks.records import End
 
@@ -118,10 +119,15 @@ def wandb_records(path: Path) -> Iterator[bytes]:
             parts = b""
 
 
-def wandb_history(directory: Path) -> list[dict[str, Any]]:
-    """Return the rows of the only offline run below a directory."""
-    (path,) = directory.glob("wandb/offline-run-*")
-    return rows_of(path)
+def wandb_histories(directory: Path, count: int) -> list[list[dict[str, Any]]]:
+    """Return the rows of each offline run below a directory, in order, when wandb's process has written so many."""
+
+    def histories() -> list[list[dict[str, Any]]]:
+        paths = sorted(directory.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_ctime_ns)
+        return [rows_of(path) for path in paths]
+
+    wait_for(lambda: sum(map(len, histories())) >= count, 20.0, f"{count} rows from wandb's process")
+    return histories()
 
 
 def rows_of(directory: Path) -> list[dict[str, Any]]:
@@ -149,7 +155,7 @@ def test_wandb_reads_rows_under_the_proposals_keys_with_heatmaps(
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     counts = deliver("wandb", "project", [values(1), usage(1), values(2), fired(2)])
     assert (counts.written, counts.failures) == (4, 0)
-    first, second = wandb_history(tmp_path)
+    ((first, second),) = wandb_histories(tmp_path, 2)
     assert {key: first[key] for key in EXPECTED} == pytest.approx(EXPECTED)
     assert (first["_step"], second["_step"]) == (1, 2)
     assert (second["recon/snr_db"], second["alerts/gradient_spike"]) == (16.5, 1)
@@ -165,8 +171,8 @@ def test_training_that_went_back_begins_another_wandb_run(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     deliver("wandb", "project", [values(200), values(190), values(100), values(101)])
-    paths = sorted(tmp_path.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_ctime_ns)
-    assert [[row["_step"] for row in rows_of(path)] for path in paths] == [[190, 200], [100, 101]]
+    histories = wandb_histories(tmp_path, 4)
+    assert [[row["_step"] for row in rows] for rows in histories] == [[190, 200], [100, 101]]
 
 
 def test_a_run_that_ended_is_finished_in_wandb_and_mlflow_and_another_begins(
@@ -184,5 +190,4 @@ def test_a_run_that_ended_is_finished_in_wandb_and_mlflow_and_another_begins(
     experiment = client.get_experiment_by_name("vqwatch")
     assert experiment is not None
     assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FINISHED", "FINISHED"]
-    rows = [row["_step"] for path in tmp_path.glob("wandb/offline-run-*") for row in rows_of(path)]
-    assert sorted(rows) == [1, 2]
+    assert sorted(row["_step"] for rows in wandb_histories(tmp_path, 2) for row in rows) == [1, 2]
