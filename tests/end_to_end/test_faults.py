@@ -67,6 +67,12 @@ def check_tensors(daemon: Daemon, result: dict[str, Any]) -> None:
     wait_for(lambda: accounted() == sent, 3.0, f"{sent} messages to be accounted for, {accounted()} are")
 
 
+def check_codes_counted(result: dict[str, Any]) -> None:
+    """Each step's codes were handed to the socket, or are counted by the emitter as not sent."""
+    left_out = sum(count for key, count in result["dropped"].items() if key.startswith("codes:"))
+    assert result["sent"].get("codes", 0) + left_out == STEPS, (result["sent"], result["dropped"])
+
+
 def finish(daemon: Daemon, training: Training, undisturbed: dict[str, Any]) -> dict[str, Any]:
     result = training.result()
     wait_for(lambda: arrived(daemon), 5.0, "every step")
@@ -135,7 +141,7 @@ def test_the_daemon_is_killed_again_and_again_as_soon_as_it_is_there(
             daemon.kill()
             daemon.__enter__()
             lives += 1
-        finish(daemon, training, undisturbed)
+        check_codes_counted(finish(daemon, training, undisturbed))
     assert lives >= 2
 
 
@@ -158,7 +164,7 @@ def test_the_disk_is_full_for_half_of_the_training(daemon: Daemon, undisturbed: 
         training.wait_for("stepped")
         wait_for(lambda: daemon.value("vqwatch_state_safe") == 0, 3.0, "the daemon to notice")
         resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, before)
-        finish(daemon, training, undisturbed)
+        check_tensors(daemon, finish(daemon, training, undisturbed))
         assert daemon.value("vqwatch_state_safe") == 1
         assert (daemon.value("vqwatch_state_write_failures_total") or 0) > 0
 
@@ -197,6 +203,7 @@ def test_the_training_ends_at_once_while_the_daemon_is_down(daemon: Daemon, undi
         daemon.kill()
         result = training.result()
     check_training(result, undisturbed)
+    check_codes_counted(result)
     assert result["closing"] < 1.5
     daemon.__enter__()
     known = daemon.value("vqwatch_nonfinite_total", run="tiny", source="gradient")
@@ -244,6 +251,7 @@ def test_the_daemons_name_is_not_answered_for(answers: str, tmp_path: Path, undi
     found = confined(tmp_path, answers)
     assert set(found["asked"]) == {NAME}, "the name server was not asked: nothing hung"
     check_training(found["training"], undisturbed)
+    check_codes_counted(found["training"])
     assert found["training"]["dropped"].get("step:backlog", 0) == 0
     if answers == "half":
         assert found["arrived"] == STEPS
@@ -267,6 +275,7 @@ def test_a_wrong_key_keeps_the_data_out_and_the_training_going(tmp_path: Path, u
             ) as training:  # fmt: skip
                 result = training.result()
             check_training(result, undisturbed)
+            check_codes_counted(result)
             assert arrived(daemon)
         assert (daemon.value("vqwatch_peers_refused_total") or 0) >= 1
         assert daemon.value("vqwatch_messages_received_total", kind="hello") == 1
