@@ -110,13 +110,7 @@ class Entry:
                 found[field] = known[group]
         if self.rows:
             found.update(energies(known.get(ENERGY, {}), self.rows))
-        norm = self.scalars.one(NORM)
-        gradients = self.tensors.get(GRADIENT_KEY)
-        if gradients is not None:
-            found["gradient_norms"], whole = gradient_norms(gradients, self.modules)
-            norm = whole if norm is None else norm
-        if norm is not None:
-            found["gradient_norm"] = norm
+        found.update(gradient_norms(self.scalars.one(NORM), self.tensors.get(GRADIENT_KEY), self.modules))
         return found
 
 
@@ -133,10 +127,19 @@ def energies(norms: Mapping[str, float], rows: Mapping[str, int]) -> dict[str, A
     return fields
 
 
-def gradient_norms(norms: Tensor, modules: Sequence[str]) -> tuple[dict[str, float], float]:
-    """Return the gradient norm of each module and of all, from those of the parameters and the module of each."""
-    found = by_module(np.frombuffer(norms.data, np.float32).tolist(), modules)
-    return found, math.hypot(*found.values())
+def gradient_norms(norm: float | None, of_parameters: Tensor | None, modules: Sequence[str]) -> dict[str, Any]:
+    """Return the gradient norm, and those by module where the norms of parameters are told, as a message's fields.
+
+    ``modules`` names the module of each parameter. Where no norm of all was given, it is made of theirs.
+    """
+    fields: dict[str, Any] = {}
+    if of_parameters is not None:
+        found = by_module(np.frombuffer(of_parameters.data, np.float32).tolist(), modules)
+        fields["gradient_norms"] = found
+        norm = math.hypot(*found.values()) if norm is None else norm
+    if norm is not None:
+        fields["gradient_norm"] = norm
+    return fields
 
 
 class _Snapshot:

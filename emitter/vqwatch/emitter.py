@@ -346,12 +346,13 @@ class Emitter:
         self._expect(step)
         self._staged = entry.slot is not None
         much = len(self._outbox) >= MANY_PENDING
+        send = much or not self._staged
         if much:
             self._listen(started)
-        if much or not self._staged:
+        if send:
             self._in_kinds += self._outbox.send(started)
         self._own_seconds += time.monotonic() - started
-        if much or not self._staged:
+        if send:
             self._account(started)
 
     def _take(self, entry: Entry, due: frozenset[str], **given: Any) -> None:

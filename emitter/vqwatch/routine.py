@@ -146,12 +146,7 @@ class Taken:
             found["learning_rates"] = {str(index): rate for index, rate in enumerate(self._rates)}
         if self._rows:
             found.update(energies(norms, self._rows))
-        gradients = self.tensors.get(GRADIENT_KEY) if self.modules else None
-        if gradients is not None:
-            found["gradient_norms"], whole = gradient_norms(gradients, self.modules)
-            norm = whole if norm is None else norm
-        if norm is not None:
-            found["gradient_norm"] = norm
+        found.update(gradient_norms(norm, self.tensors.get(GRADIENT_KEY), self.modules))
         return found
 
 

@@ -69,38 +69,29 @@ class Variant:
 
     def block(self, steps: int) -> float:
         """Train some steps, watched; return how many milliseconds each took until the device was done."""
-        settle(self.training.device)
-        started = time.perf_counter()
-        for _ in range(steps):
-            out = self.training.step()
-            if self._watch is not None:
-                before = time.perf_counter()
-                self._watch(self._steps, out)
-                self.row.calls.append(1e6 * (time.perf_counter() - before))
-            self._steps += 1
-        settle(self.training.device)
-        return 1e3 * (time.perf_counter() - started) / steps
+        return self._train(steps, self._watch, self.row.calls)
 
     def block_alone(self, steps: int, switch: Callable[[bool], None] | None) -> float:
         """Train some steps of this one training, watched where there is a switch for it; return as :meth:`block`."""
-        watch = self._watch
-        if switch is not None:
-            switch(True)
-        else:
-            self._watch = None
+        if switch is None:
+            return self._train(steps, None, [])
+        switch(True)
+        return self._train(steps, self._watch, self.row.calls_alone, lambda: switch(False))
+
+    def _train(
+        self, steps: int, watch: Watch | None, calls: list[float], end: Callable[[], None] = lambda: None
+    ) -> float:
         settle(self.training.device)
         started = time.perf_counter()
         for _ in range(steps):
             out = self.training.step()
-            if self._watch is not None:
+            if watch is not None:
                 before = time.perf_counter()
-                self._watch(self._steps, out)
-                self.row.calls_alone.append(1e6 * (time.perf_counter() - before))
+                watch(self._steps, out)
+                calls.append(1e6 * (time.perf_counter() - before))
                 self._steps += 1
-        if switch is not None:
-            switch(False)
+        end()
         settle(self.training.device)
-        self._watch = watch
         return 1e3 * (time.perf_counter() - started) / steps
 
     def device_time(self, steps: int) -> None:
