@@ -13,7 +13,7 @@ from typing import Any, Final
 from vqwatch.wire import MUST_ARRIVE, Ack, Hello, Origin, Stop, Welcome
 from vqwatch.wire import Message as AnyMessage
 
-ACKNOWLEDGE_EVERY: Final = 16
+ACKNOWLEDGE_EVERY: Final = 64
 """Must-arrive messages that may pass before one acknowledgement covers them all."""
 
 

@@ -22,7 +22,7 @@ from vqwatch.wire import (
     Stop,
     Welcome,
     WireError,
-    decode,
+    decode_each,
     encode,
     unbundle,
 )  # fmt: skip
@@ -194,24 +194,26 @@ class Receiver:
             _log.debug("unreadable bundle: %s", error)
             self._offended(error.reason, route, frames[-1])
             return 1
-        for parts in messages:
-            self._one(route, parts, frames[-1], started)
-            started = time.perf_counter()
-        return max(1, len(messages))
+        return max(1, sum(self._read(route, parts, frames[-1]) for parts in messages))
 
-    def _one(self, route: bytes, parts: Sequence[Frame], frame: zmq.Frame, started: float) -> None:
+    def _read(self, route: bytes, parts: Sequence[Frame], frame: zmq.Frame) -> int:
+        """Take a message, or the steps that are told as one; return how many."""
+        started = time.perf_counter()
         try:
-            message = decode(parts)
+            messages = decode_each(parts)
         except WireError as error:
             _log.debug("unreadable message: %s", error)
             self._offended(error.reason, route, frame)
-            return
-        reason = self._forbidden(message, sum(memoryview(part).nbytes for part in parts), frame, started)
+            return 1
+        reason = self._forbidden(messages[0], sum(memoryview(part).nbytes for part in parts), frame, started)
         if reason:
             self._offended(reason, route, frame)
-            return
-        self.send(self._take(route, message))
-        self._count(message.kind, time.perf_counter() - started)
+            return 1
+        for message in messages:
+            self.send(self._take(route, message))
+            self._count(message.kind, time.perf_counter() - started)
+            started = time.perf_counter()
+        return len(messages)
 
     def _forbidden(self, message: Message, size: int, frame: zmq.Frame, now: float) -> str:
         if isinstance(message, (Welcome, Ack, Stop)):

@@ -17,13 +17,17 @@ Encode = Callable[[int, int], list[Frame]]
 
 @dataclass(slots=True)
 class Held:
-    """One message: its number, its frames, and how old the oldest held message was when they were made."""
+    """One message: its number, its frames, and how old the oldest held message was when they were made.
+
+    Frames can stand for ``count`` messages with numbers from ``seq`` on, which come and go together.
+    """
 
     seq: int
     frames: list[Frame]
     size: int
     first: int
     encode: Encode
+    count: int
 
 
 class Backlog:
@@ -41,12 +45,13 @@ class Backlog:
         self._most_messages = messages
         self._most_bytes = size_bytes
         self._encode_again_below = 0
+        self._count = 0
         self._cursor = 0
         self.following = 1
         self.size_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._held)
+        return self._count
 
     @property
     def first(self) -> int:
@@ -58,37 +63,42 @@ class Backlog:
         """Return whether nothing is waiting for an acknowledgement."""
         return not self._held
 
-    def add(self, encode: Encode) -> int:
-        """Number and hold a message; return how many older ones it pushed out (their loss is the caller's to count)."""
+    def add(self, encode: Encode, count: int = 1) -> int:
+        """Number and hold a message; return how many older ones it pushed out (their loss is the caller's to count).
+
+        ``count`` is how many messages its frames stand for.
+        """
         first = self.first
         frames = encode(self.following, first)
         size = len(frames[0]) if len(frames) == 1 else sum(memoryview(frame).nbytes for frame in frames)
-        self._held.append(Held(self.following, frames, size, first, encode))
-        self.following += 1
+        self._held.append(Held(self.following, frames, size, first, encode, count))
+        self._count += count
+        self.following += count
         self.size_bytes += size
         pushed_out = 0
-        while len(self._held) > 1 and (len(self._held) > self._most_messages or self.size_bytes > self._most_bytes):
-            self._drop_oldest()
-            pushed_out += 1
+        while len(self._held) > 1 and (self._count > self._most_messages or self.size_bytes > self._most_bytes):
+            pushed_out += self._drop_oldest()
         if pushed_out:
             self._encode_again_below = self.first
         return pushed_out
 
     def room_for(self, size: int) -> bool:
         """Return whether a message of this many bytes fits without pushing anything out."""
-        return len(self._held) < self._most_messages and self.size_bytes + size <= self._most_bytes
+        return self._count < self._most_messages and self.size_bytes + size <= self._most_bytes
 
     def acknowledge(self, seq: int) -> int:
         """Let go of everything up to ``seq``; return how many messages that were."""
         count = 0
-        while self._held and self._held[0].seq <= seq:
-            self._drop_oldest()
-            count += 1
+        while self._held and self._held[0].seq + self._held[0].count - 1 <= seq:
+            count += self._drop_oldest()
         return count
 
-    def _drop_oldest(self) -> None:
-        self.size_bytes -= self._held.popleft().size
+    def _drop_oldest(self) -> int:
+        oldest = self._held.popleft()
+        self.size_bytes -= oldest.size
+        self._count -= oldest.count
         self._cursor = max(0, self._cursor - 1)
+        return oldest.count
 
     def upcoming(self) -> Held | None:
         """Return the next message to hand to the socket, its frames telling truly what is still held."""
@@ -111,8 +121,7 @@ class Backlog:
 
     def rewind(self, seq: int) -> None:
         """Begin again with message ``seq``, or with the oldest one held where that is gone."""
-        first = self.first
-        self._cursor = min(max(0, seq - first), len(self._held))
+        self._cursor = sum(held.seq + held.count <= seq for held in self._held)
 
     def _truthful(self, held: Held) -> Held:
         if held.first < self._encode_again_below:

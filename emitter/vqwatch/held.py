@@ -53,6 +53,12 @@ class Held:
     gradients: tuple[torch.Tensor, list[str]] | None
 
     @property
+    def scalars(self) -> list[torch.Tensor]:
+        """Return the tensors of the losses, of the norm and of the layers' norms."""
+        found = self.tensors[: self.numbers]
+        return found + [norm for norm, _ in self.norms.values()] if self.norms else found
+
+    @property
     def arrays(self) -> list[torch.Tensor]:
         """Return codes and mask."""
         return self.tensors[self.numbers :]
@@ -100,6 +106,12 @@ class Held:
         if self.norm is not None:
             self.norm = copies.pop()
         self.look()
+
+
+def any_changed(steps: Sequence[Held]) -> bool:
+    """Return whether anything of some steps was written to since each was given."""
+    now = [tensor._version for held in steps for tensor in held.tensors]
+    return now != [version for held in steps for version in held.versions]
 
 
 class Keeper:

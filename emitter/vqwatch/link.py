@@ -189,7 +189,7 @@ class Link:
 
     def together(
         self,
-        messages: Sequence[Encode],
+        messages: Sequence[tuple[Encode, int]],
         arrays: Sequence[tuple[str, Callable[[int], Message]]],
         data: memoryview,
         place: Callable[[Frame], int],
@@ -197,13 +197,13 @@ class Link:
     ) -> list[zmq.MessageTracker]:
         """Send must-arrive ``messages`` of one kind, "step", and ``arrays`` as one where that can be, else one by one.
 
-        The buffers of ``arrays`` lie in ``data``, in order, each at the offset that ``place`` tells. What cannot be
-        sent is kept or counted as :meth:`must_arrive` and :meth:`best_effort` do; of arrays that cannot be made, the
-        kind and the error are counted.
+        With each message comes how many steps it stands for. The buffers of ``arrays`` lie in ``data``, in order, each
+        at the offset that ``place`` tells. What cannot be sent is kept or counted as :meth:`must_arrive` and
+        :meth:`best_effort` do; of arrays that cannot be made, the kind and the error are counted.
         """
         in_order = self.backlog.sent_all and self.writable
         first = self.backlog.following
-        pushed_out = sum(self.backlog.add(message) for message in messages)
+        pushed_out = sum([self.backlog.add(message, count) for message, count in messages])
         if pushed_out:
             self.dropped["step:backlog"] += pushed_out
         if in_order and not pushed_out and self._held_bytes() + data.nbytes <= self._send_bytes:

@@ -15,7 +15,7 @@ import torch
 from . import schedule
 from .capture import item_of
 from .collect import GRADIENT_KEY, Entry
-from .held import Held, Keeper
+from .held import Held, Keeper, any_changed
 from .routine import Batch, Routine, Taken, look
 from .staging import MOST_SCALARS, SMALL_SLOTS, aligned
 from .wire import MAX_BUNDLED
@@ -62,6 +62,7 @@ class Ordinary:
         self._general = general
         self._stream = staging.current_stream()
         self._routines: dict[Any, Routine] = {}
+        self._latest: list[Routine | None] = [None, None]  # without codes, and with them
         self._beside: list[Entry] = []
         self._gradient_part = self._gradient_parts = 0
         self._most_bytes = 0
@@ -135,17 +136,19 @@ class Ordinary:
         if keeper.numbers_reused or keeper.arrays_reused:
             self._leave_out(held[-2], keeper.numbers_reused, keeper.arrays_reused)
             keeper.numbers_reused = keeper.arrays_reused = False
+        if any_changed(held):
+            for one in held:
+                numbers, arrays = one.changed()
+                if numbers or arrays:
+                    self._leave_out(one, numbers, arrays)
         batch: list[_Ordered] = []
         for one in held:
-            numbers, arrays = one.changed()
-            if numbers or arrays:
-                self._leave_out(one, numbers, arrays)
             with_codes = (one.codes is not None or len(one.tapped) > 0) and plan.codes_due(one.step)
-            routine = self._routines.get(look(one, with_codes))
-            given = one.tensors[: one.numbers]
-            if one.norms:
-                given += [norm for norm, _ in one.norms.values()]
-            if routine is None or not routine.fits(given, one):
+            given = one.scalars
+            routine = self._latest[with_codes]
+            if routine is None or not routine.fits(one, given):
+                routine = self._routine(one, given, with_codes)
+            if routine is None:
                 self._copy(batch, started)
                 batch = []
                 self._strange += 1
@@ -159,6 +162,14 @@ class Ordinary:
         for entry in self._beside:
             self._outbox.add(entry)
         self._beside.clear()
+
+    def _routine(self, held: Held, numbers: list[torch.Tensor], with_codes: bool) -> Routine | None:
+        """Return how a step is taken that is not as the last one was, None where nothing like it was met before."""
+        routine = self._routines.get(look(held, numbers, with_codes))
+        if routine is None or not routine.fits(held, numbers):
+            return None
+        self._latest[with_codes] = routine
+        return routine
 
     def _leave_out(self, held: Held, numbers: bool, arrays: bool) -> None:
         """Leave out what was written to, and keep nothing any more."""
@@ -209,7 +220,6 @@ class Ordinary:
             parts.append(routine.items)
             numbers += given
             plan.append(routine)
-            plan += [number.dtype for number in given]
             if routine.items:
                 size += routine.nbytes
                 arrays = held.arrays[: routine.sources]
@@ -245,13 +255,14 @@ class Ordinary:
         self._stream = self._staging.current_stream()
         if len(self._routines) >= MOST_ROUTINES:
             self._routines.clear()
+        numbers = held.scalars
         without = Routine.of(entry, held, with_codes=False)
         if without is not None:
-            self._routines[look(held, with_codes=False)] = without
+            self._routines[look(held, numbers, with_codes=False)] = without
         routine = Routine.of(entry, held, with_codes=True) if with_codes else None
         if routine is not None:
             routine.nbytes = sum(aligned(item.nbytes) for item in routine.items)
-            self._routines[look(held, with_codes=True)] = routine
+            self._routines[look(held, numbers, with_codes=True)] = routine
             self._most_messages = max(self._most_messages, 1 + len(routine.outgoing))
             if routine.nbytes > self._most_bytes:
                 self._most_bytes = routine.nbytes

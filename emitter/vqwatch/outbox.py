@@ -7,20 +7,21 @@ import contextlib
 import functools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .backlog import Encode
 from .collect import Entry
 from .complaints import Complaints
 from .link import Link
+from .routine import alike
 from .schedule import Schedule
-from .wire import Frame, Message, Origin, encode_step
+from .wire import Frame, Message, Origin, encode_step, encode_steps
 
 if TYPE_CHECKING:
     import zmq
 
-    from .routine import Batch
+    from .routine import Batch, Taken
 
 MOST_PENDING: Final = 256
 """Steps whose copies may be under way at once."""
@@ -84,15 +85,20 @@ class Outbox:
         started = time.monotonic()
         slot, numbers = batch.slot, batch.numbers
         last = batch.steps[-1]
-        messages: list[Encode] = []
+        messages: list[tuple[Encode, int]] = []
         arrays: list[tuple[str, Callable[[int], Message]]] = []
         for taken in batch.steps:
             if taken.items:
                 taken.tensors = slot.tensors(taken.part)
                 for kind, build in taken.outgoing:
                     arrays.append((kind, functools.partial(build, taken)))
-            fields = taken.fields(numbers)
-            messages.append(self._step_message(taken.step, taken.time_ns, fields, with_news=taken is last))
+        for steps in alike(batch.steps):
+            first, with_news = steps[0], steps[-1] is last
+            if len(steps) == 1:
+                message = self._step_message(first.step, first.time_ns, first.fields(numbers), with_news)
+            else:
+                message = self._steps_message(steps, first.columns(numbers, steps), with_news)
+            messages.append((message, len(steps)))
         self.last_step = last.step
         trackers: list[zmq.MessageTracker] = []
         try:
@@ -130,15 +136,30 @@ class Outbox:
 
     def _step_message(self, step: int, time_ns: int, fields: dict[str, Any], with_news: bool) -> Encode:
         """Return what makes a step's message of its fields; ``with_news`` adds what the emitter tells of itself."""
-        origin, plan, dropped = self._origin, self._plan, self._complaints.dropped
 
         def make(seq: int, first: int) -> list[Frame]:
             if with_news:
-                fields["every"] = plan.every
-                if dropped:
-                    fields["dropped"] = dropped
-                if plan.overhead is not None:
-                    fields["overhead"] = plan.overhead
-            return encode_step(origin, seq, first, time_ns, step, fields)
+                self._add_news(fields)
+            return encode_step(self._origin, seq, first, time_ns, step, fields)
 
         return make
+
+    def _steps_message(self, steps: Sequence[Taken], columns: dict[str, Any], with_news: bool) -> Encode:
+        """Return what makes one message of several steps and their columns; the news are the last step's."""
+        times = [taken.time_ns for taken in steps]
+        numbers = [taken.step for taken in steps]
+
+        def make(seq: int, first: int) -> list[Frame]:
+            if with_news:
+                self._add_news(columns)
+            return encode_steps(self._origin, seq, first, times, numbers, columns)
+
+        return make
+
+    def _add_news(self, fields: dict[str, Any]) -> None:
+        plan, dropped = self._plan, self._complaints.dropped
+        fields["every"] = plan.every
+        if dropped:
+            fields["dropped"] = dropped
+        if plan.overhead is not None:
+            fields["overhead"] = plan.overhead

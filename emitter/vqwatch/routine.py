@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from . import schedule
 from .collect import GRADIENT_KEY, energies, gradient_norms
 from .scalars import ENERGY, LOSS, NORM, RATE
+from .wire import MAX_STEPS
 
 if TYPE_CHECKING:
     import torch
@@ -18,34 +19,46 @@ if TYPE_CHECKING:
     from .staging import Slot
     from .wire import Tensor
 
+MOST_TOLD: Final = 512
+"""Numbers in a message that tells several steps at most, so that with their names they always fit into its header."""
 
-def look(held: Held, with_codes: bool) -> Any:
-    """Return what a step's routine is found by: the names of its numbers and the shape of its codes."""
-    shape = None
-    if with_codes:
-        shape = (held.tensors[held.numbers].shape, held.codes is None, held.mask is None)
-    known = tuple([type(value) is float for value in held.values])
-    return held.names, known, held.norm is None, tuple(held.norms), shape
+
+def look(held: Held, numbers: Sequence[torch.Tensor], with_codes: bool) -> Any:
+    """Return what a step's routine is found by: what :meth:`Routine.fits` compares. Unlike that, it can be hashed."""
+    arrays = [(array.dtype, array.shape) for array in held.arrays] if with_codes else []
+    types = [type(value) for value in held.values]
+    dtypes = [number.dtype for number in numbers]
+    none = held.norm is None, held.codes is None, held.mask is None
+    return held.names, tuple(types), tuple(dtypes), tuple(held.norms), *(none if with_codes else none[:1]), *arrays
 
 
 class Routine:
     """How to take the numbers and codes of steps that look alike: what the general way made of one."""
 
-    __slots__ = ("codes_dtype", "items", "layers", "losses", "mask", "moved", "nbytes", "outgoing", "sources")
+    __slots__ = (
+        "_dtypes", "_layers", "_masked", "_names", "_normed", "_norms", "_number_dtypes", "_shapes", "_types", "items",
+        "losses", "moved", "nbytes", "outgoing", "sources",
+    )  # fmt: skip
 
     def __init__(self, entry: Entry, held: Held, with_codes: bool) -> None:
         self.losses = [name for group, name in entry.scalars.names if group == LOSS]
         self.items: list[Item] = entry.items if with_codes else []
         self.nbytes = 0
         self.outgoing: list[tuple[str, Build]] = entry.outgoing if with_codes else []
-        self.layers = [layer for layer, _ in held.tapped] if held.codes is None else None
-        self.mask = None if held.mask is None else (held.mask.shape, held.mask.dtype)
         self.sources = len(entry.sources)
-        self.codes_dtype = entry.sources[0].dtype if with_codes else None
         self.moved = False
         if with_codes and held.codes is not None:
             first = entry.sources[0]
             self.moved = first.shape != held.codes.shape or first.stride() != held.codes.stride()
+        self._names = held.names
+        self._types = [type(value) for value in held.values]
+        self._number_dtypes = [number.dtype for number in held.scalars]
+        self._normed = held.norm is not None
+        self._norms = list(held.norms)
+        self._layers = [layer for layer, _ in held.tapped] if held.codes is None else None
+        self._masked = held.mask is not None
+        self._dtypes = [array.dtype for array in held.arrays]
+        self._shapes = [array.shape for array in held.arrays]
 
     @classmethod
     def of(cls, entry: Entry, held: Held, with_codes: bool) -> Routine | None:
@@ -78,8 +91,16 @@ class Routine:
                 return None
         return cls(entry, held, with_codes)
 
-    def fits(self, numbers: Sequence[torch.Tensor], held: Held) -> bool:
-        """Return whether a step found by its look is taken this way: all on the device, of the same types."""
+    def fits(self, held: Held, numbers: Sequence[torch.Tensor]) -> bool:
+        """Return whether a step is taken this way: it looks as that one did, and all of it is on the device."""
+        if (
+            held.names != self._names
+            or [type(value) for value in held.values] != self._types
+            or [number.dtype for number in numbers] != self._number_dtypes
+            or (held.norm is not None) != self._normed
+            or list(held.norms) != self._norms
+        ):
+            return False
         for number in numbers:
             if not number.is_cuda or number.shape:
                 return False
@@ -88,20 +109,15 @@ class Routine:
                 return False
         if not self.items:
             return True
-        for array in held.arrays:
-            if not array.is_cuda:
-                return False
-        if held.codes is not None:
-            if held.codes.dtype is not self.codes_dtype:
-                return False
-        else:
-            shape = held.tapped[0][1].shape
-            if [layer for layer, _ in held.tapped] != self.layers:
-                return False
-            for _, indices in held.tapped:
-                if indices.shape != shape or indices.dtype is not self.codes_dtype:
-                    return False
-        return held.mask is None or (held.mask.shape, held.mask.dtype) == self.mask
+        arrays = held.arrays
+        if (
+            [array.shape for array in arrays] != self._shapes
+            or [array.dtype for array in arrays] != self._dtypes
+            or (held.mask is not None) != self._masked
+            or (None if held.codes is not None else [layer for layer, _ in held.tapped]) != self._layers
+        ):
+            return False
+        return False not in [array.is_cuda for array in arrays]
 
 
 class Taken:
@@ -130,6 +146,39 @@ class Taken:
         self._rates: list[float] = held.rates
         self._rows = {layer: rows for layer, (_, rows) in held.norms.items()} if held.norms else None
 
+    @property
+    def plain(self) -> bool:
+        """Return whether it has nothing to tell but losses, the gradient norm and learning rates."""
+        return not self._rows and not self.modules
+
+    def like(self, other: Taken) -> bool:
+        """Return whether it tells numbers of the same names as another."""
+        return (
+            self._losses == other._losses
+            and self._with_norm == other._with_norm
+            and self._known.keys() == other._known.keys()
+            and len(self._rates) == len(other._rates)
+        )
+
+    @property
+    def told(self) -> int:
+        """Return how many numbers its message tells, if it is :attr:`plain`."""
+        return len(self._losses) + len(self._known) + len(self._rates) + 1
+
+    def columns(self, numbers: Sequence[float], steps: Sequence[Taken]) -> dict[str, Any]:
+        """Return what one message tells of itself and the steps that follow it, all plain and alike."""
+        width = len(self._losses) + self._with_norm
+        end = self._at + len(steps) * width
+        losses = {name: numbers[self._at + index : end : width] for index, name in enumerate(self._losses)}
+        losses.update({name: [taken._known[name] for taken in steps] for name in self._known})
+        found: dict[str, Any] = {"losses": losses} if losses else {}
+        if self._with_norm:
+            found["gradient_norm"] = numbers[self._at + width - 1 : end : width]
+        if self._rates:
+            rates = zip(*[taken._rates for taken in steps], strict=True)
+            found["learning_rates"] = {str(index): of_steps for index, of_steps in enumerate(rates)}
+        return found
+
     def fields(self, numbers: Sequence[float]) -> dict[str, Any]:
         """Return what its message tells, given the numbers of all steps that lie in the slot."""
         at = self._at
@@ -148,6 +197,24 @@ class Taken:
             found.update(energies(norms, self._rows))
         found.update(gradient_norms(norm, self.tensors.get(GRADIENT_KEY), self.modules))
         return found
+
+
+def alike(steps: Sequence[Taken]) -> Iterator[Sequence[Taken]]:
+    """Split steps into those that one message can tell, in order."""
+    start = 0
+    for end, taken in enumerate(steps):
+        first = steps[start]
+        count = end - start
+        if count and not (
+            count < MAX_STEPS
+            and (count + 1) * first.told <= MOST_TOLD
+            and first.plain
+            and taken.plain
+            and taken.like(first)
+        ):
+            yield steps[start:end]
+            start = end
+    yield steps[start:]
 
 
 class Batch:

@@ -26,7 +26,7 @@ from workload import SIZES, Training
 
 import vqwatch
 from vqwatch.schedule import MOST_TOGETHER
-from vqwatch.wire import Ack, Codebooks, Codes, Hello, Reconstruction, Step, Welcome, decode, encode, unbundle
+from vqwatch.wire import Ack, Codebooks, Codes, Hello, Reconstruction, Step, Welcome, decode_each, encode, unbundle
 
 CUDA = torch.device("cuda")
 
@@ -45,12 +45,12 @@ class Peer:
         while self.socket.poll(milliseconds):
             identity, *received = self.socket.recv_multipart()
             for frames in unbundle(received):
-                message = decode(frames)
-                self.messages.append(message)
-                if isinstance(message, Hello):
-                    self.socket.send_multipart([identity, *encode(Welcome(message.origin.session, "peer", 2))])
-                if hasattr(message, "first"):
-                    self.socket.send_multipart([identity, *encode(Ack(message.origin.session, message.seq))])
+                for message in decode_each(frames):
+                    self.messages.append(message)
+                    if isinstance(message, Hello):
+                        self.socket.send_multipart([identity, *encode(Welcome(message.origin.session, "peer", 2))])
+                    if hasattr(message, "first"):
+                        self.socket.send_multipart([identity, *encode(Ack(message.origin.session, message.seq))])
 
     def of(self, kind: type) -> list[Any]:
         """Return the messages of one kind."""

@@ -12,7 +12,7 @@ import pytest
 from tests.daemon.test_receiver_limits import Inbox
 from tests.messages import Trainer, bundled, layers
 
-from vqwatch.wire import MAX_BUNDLED, Message, Stop, encode
+from vqwatch.wire import MAX_BUNDLED, Message, Step, Stop, encode, encode_steps
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.delivery import Book
 from vqwatch_daemon.hub import Hub
@@ -59,6 +59,26 @@ def test_each_message_of_a_bundle_is_applied_once_and_in_order(here: Here, apart
     usage = {layer: counts.tolist() for layer, counts in run.usage().items()}
     assert usage == {"0": [3, 6, 0, 0, 0, 0, 0, 0], "1": [0, 0, 3, 6, 0, 0, 0, 0]}
     assert not here.rejected
+
+
+def test_steps_told_as_one_are_applied_once_each_and_counted_as_steps(here: Here) -> None:
+    trainer, peer = Trainer(), here.peer()
+    peer.send_multipart(encode(trainer.hello(layers(2))))
+    columns = {"losses": {"total": [1.0, 2.0, 3.0]}, "gradient_norm": [math.nan] * 3, "overhead": 0.5}
+    steps = encode_steps(trainer.origin, 2, 1, [10, 20, 30], [1, 2, 3], columns)
+    peer.send_multipart(steps)
+    peer.send_multipart(bundled([steps, trainer.codes(3, CODES)]))  # as after a reconnect
+    again = encode_steps(trainer.origin, 4, 1, [30, 40], [3, 4], {"losses": {"total": [3.0, 4.0]}})
+    peer.send_multipart(again)  # of which the first is known already
+    wrong = encode_steps(trainer.origin, 6, 1, [50], [5, 6], {})
+    peer.send_multipart(wrong)
+    assert here.work(lambda: bool(here.rejected))
+    assert [message.seq for message in here.taken if isinstance(message, Step)] == [2, 3, 4, 2, 3, 4, 4, 5]
+    run = here.hub.runs["r"]
+    assert run.readings["nonfinite_total"]["gradient",] == 3.0
+    assert (run.readings["step"], run.readings["loss"]["total",]) == ({(): 4.0}, 4.0)
+    assert here.rejected == ["field"]
+    assert here.counted["step"] == 8
 
 
 def test_what_is_wrong_in_a_bundle_does_not_take_the_rest_with_it(here: Here) -> None:

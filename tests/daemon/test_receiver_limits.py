@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,8 +29,11 @@ class Inbox:
     def __init__(self, endpoint: str, **options: Any) -> None:
         self.taken: list[Message] = []
         self.rejected: list[str] = []
-        self.receiver = Receiver([endpoint], take=self._take, count=lambda *_: None, reject=self.rejected.append,
-                                 **options)  # fmt: skip
+        self.counted: Counter[str] = Counter()
+        self.receiver = Receiver(
+            [endpoint], take=self._take, count=lambda kind, _: self.counted.update([kind]),
+            reject=self.rejected.append, **options,
+        )  # fmt: skip
         self.context: zmq.Context[Any] = zmq.Context()
         self.peers: list[zmq.Socket[bytes]] = []
 

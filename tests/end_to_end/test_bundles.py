@@ -17,13 +17,18 @@ from tests.watching import Daemon
 
 from vqwatch.backlog import Backlog
 from vqwatch.link import Link
-from vqwatch.wire import Codes, Frame, Hello, Layer, Message, Origin, Step, Tensor, encode
+from vqwatch.wire import Codes, Frame, Hello, Layer, Message, Origin, Step, Tensor, encode, encode_steps
 
 TOGETHER = 4
 STEPS = 60
 LAYERS = tuple(Layer(str(index), "ema", 16, 4, decay=0.9) for index in range(2))
 BEGAN_NS = time.time_ns()
 CODES = (np.random.default_rng(0).random((STEPS, 2, 3, 40)) ** 2 * 16).astype(np.int16)
+
+LOSSES: dict[str, Callable[[int], float]] = {
+    "total": lambda step: 2.0 + math.sin(step),
+    "vq": lambda step: 1.0 / (1 + step),
+}
 
 OF_THE_MOMENT = (
     "vqwatch_last_message_timestamp_seconds", "vqwatch_message_delay_seconds", "vqwatch_rank_silent_seconds",
@@ -64,9 +69,17 @@ class Telling:
         wait_for(arrived, 20.0, f"acknowledgements of {self.run}")
 
     def step(self, step: int) -> Callable[[int, int], list[Frame]]:
-        losses = {"total": 2.0 + math.sin(step), "vq": 1.0 / (1 + step)}
+        """Return what makes the message of a step."""
+        losses = {name: loss(step) for name, loss in LOSSES.items()}
         time_ns = BEGAN_NS + step * 10_000_000
         return lambda seq, first: encode(Step(self._origin, seq, first, time_ns, step, losses, math.nan))
+
+    def following(self, steps: range) -> Callable[[int, int], list[Frame]]:
+        """Return what makes one message of several steps."""
+        columns = {name: [loss(step) for step in steps] for name, loss in LOSSES.items()}
+        fields = {"losses": columns, "gradient_norm": [math.nan] * len(steps)}
+        times = [BEGAN_NS + step * 10_000_000 for step in steps]
+        return lambda seq, first: encode_steps(self._origin, seq, first, times, list(steps), fields)
 
     def codes(self, step: int, data: Frame) -> Callable[[int], Message]:
         tensor = Tensor("i16", CODES[step].shape, data)
@@ -85,9 +98,8 @@ class Telling:
         parts = [data[at : at + size] for at in range(0, data.nbytes, size)]
         places: dict[int, int] = {id(part): index * size for index, part in enumerate(parts)}
         arrays = [("codes", self.codes(step, part)) for step, part in zip(steps, parts, strict=True)]
-        self.link.together(
-            [self.step(step) for step in steps], arrays, data, lambda part: places[id(part)], time.monotonic()
-        )
+        told = [(self.step(steps[0]), 1), (self.following(steps[1:]), len(steps) - 1)]
+        self.link.together(told, arrays, data, lambda part: places[id(part)], time.monotonic())
 
     def readings(self) -> dict[str, str]:
         """Return the run's samples as Prometheus scrapes them, but those of the moment, without the run's name."""

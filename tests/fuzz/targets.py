@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from tests.daemon.web.fakes import FakeDaemon, run_view, scrape
 from tests.fuzz.seeds import split
 
-from vqwatch.wire import WireError, decode, encode, unbundle
+from vqwatch.wire import WireError, decode, decode_each, encode, unbundle
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.web import create_app
 from vqwatch_rules import RuleError, load
@@ -38,11 +38,12 @@ def wire(data: bytes) -> None:
     assert sum(memoryview(part).nbytes for parts in messages for part in parts) <= sum(map(len, frames))
     for parts in messages:
         try:
-            message = decode([bytes(part) for part in parts])
+            found = decode_each([bytes(part) for part in parts])
         except WireError:
             continue
-        again = decode(encode(message))
-        assert repr(again) == repr(message) or "nan" in repr(message)
+        for message in found:
+            again = decode(encode(message))
+            assert repr(again) == repr(message) or "nan" in repr(message)
 
 
 def rules() -> Target:

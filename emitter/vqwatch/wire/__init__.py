@@ -10,8 +10,8 @@ languages. Everything that cannot be read is one :class:`WireError`.
 """
 
 from .bundle import MAX_BUNDLED, MAX_INDEX_BYTES, Bundled, bundle, unbundle
-from .decoding import decode
-from .encoding import encode, encode_header, encode_step
+from .decoding import decode, decode_each
+from .encoding import encode, encode_header, encode_step, encode_steps
 from .endpoint import default_endpoint, socket_directory
 from .messages import (
     BEST_EFFORT,
@@ -30,6 +30,7 @@ from .messages import (
     MAX_MESSAGE_BYTES,
     MAX_NAME_LENGTH,
     MAX_RANKS,
+    MAX_STEPS,
     MAX_TENSOR_BYTES,
     MAX_TENSORS,
     MUST_ARRIVE,
@@ -73,6 +74,7 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "MAX_NAME_LENGTH",
     "MAX_RANKS",
+    "MAX_STEPS",
     "MAX_TENSORS",
     "MAX_TENSOR_BYTES",
     "MUST_ARRIVE",
@@ -98,10 +100,12 @@ __all__ = [
     "WireError",
     "bundle",
     "decode",
+    "decode_each",
     "default_endpoint",
     "encode",
     "encode_header",
     "encode_step",
+    "encode_steps",
     "socket_directory",
     "unbundle",
 ]

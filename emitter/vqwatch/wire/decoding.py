@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
@@ -25,6 +26,7 @@ from .messages import (
     MAX_MESSAGE_BYTES,
     MAX_NAME_LENGTH,
     MAX_RANKS,
+    MAX_STEPS,
     MAX_TENSOR_BYTES,
     MAX_TENSORS,
     VERSION,
@@ -53,12 +55,31 @@ def decode(frames: Sequence[Frame]) -> Message:
     Everything is checked before it is believed: sizes before decoding, then version, kind, fields, dtypes, and
     that each buffer is exactly as long as its shape says. Raises :class:`WireError`. Unknown fields are skipped.
     """
+    return _read(_opened(frames), frames)
+
+
+def decode_each(frames: Sequence[Frame]) -> Sequence[Message]:
+    """Return the messages in these frames: the steps where they are several told as one, else what :func:`decode` does.
+
+    Raises :class:`WireError` as :func:`decode` does: all of the steps can be read, or none.
+    """
+    fields = _opened(frames)
+    if len(frames) == 1 and fields.raw("kind") == "steps":
+        return _read_steps(fields)
+    return (_read(fields, frames),)
+
+
+def _opened(frames: Sequence[Frame]) -> _Fields:
     if not 1 <= len(frames) <= MAX_TENSORS + 1:
         raise WireError("frames", f"{len(frames)} frames, 1 to {MAX_TENSORS + 1} allowed")
     fields = _Fields(_header(frames[0]))
     version = fields.integer("v", 0, MAX_INTEGER)
     if version != VERSION:
         raise WireError("version", f"{version}, this reader speaks {VERSION}")
+    return fields
+
+
+def _read(fields: _Fields, frames: Sequence[Frame]) -> Message:
     kind = fields.text("kind")
     reader = _READERS.get(kind)
     if reader is None:
@@ -134,6 +155,27 @@ class _Fields:
         if not given and _is_usual(given, _INTEGERS):
             return {}
         return {name: _Fields({key: value}).integer(key) for name, value in self._entries(key)}
+
+    def integers(self, key: str, most: int) -> list[int]:
+        values = self._values.get(key)
+        if type(values) is not list or not 1 <= len(values) <= most:
+            raise self._fail(key, f"a list of 1 to {most} integers")
+        if not all(type(value) is int and 0 <= value <= MAX_INTEGER for value in values):
+            raise self._fail(key, f"integers from 0 to {MAX_INTEGER}")
+        return values
+
+    def column(self, key: str, count: int) -> Sequence[float] | None:
+        """Return a number for each of ``count`` steps, None where the field is absent."""
+        return self._column(key, self._values[key], count) if self.has(key) else None
+
+    def columns(self, key: str, count: int) -> Mapping[str, Sequence[float]]:
+        """Return, by name, a number for each of ``count`` steps."""
+        return {name: self._column(key, values, count) for name, values in self._entries(key)}
+
+    def _column(self, key: str, values: object, count: int) -> Sequence[float]:
+        if type(values) is not list or len(values) != count:
+            raise WireError("field", f"{key}: expected a list of {count} numbers, got {values!r:.80}")
+        return values if _FLOATS.issuperset(map(type, values)) else [_float(key, value) for value in values]
 
     def labels(self, key: str) -> Mapping[str, str]:
         return {name: _Fields({key: value}).text(key, longest=512, empty=True) for name, value in self._entries(key)}
@@ -325,6 +367,35 @@ def _read_step(fields: _Fields, _: _Tensors) -> Step:
         every=fields.counts("every"),
         overhead=fields.number("overhead"),
     )
+
+
+def _read_steps(fields: _Fields) -> list[Step]:
+    origin, seq, first = _origin(fields), fields.integer("seq", 0, MAX_INTEGER - MAX_STEPS), fields.integer("first")
+    steps = fields.integers("step", MAX_STEPS)
+    count = len(steps)
+    times = fields.integers("time_ns", MAX_STEPS)
+    if len(times) != count:
+        raise WireError("field", f"time_ns: {len(times)} for {count} steps")
+    losses = fields.columns("losses", count)
+    rates = fields.columns("learning_rates", count)
+    norms = fields.column("gradient_norm", count)
+    told = [
+        Step(
+            origin,
+            seq + index,
+            first,
+            times[index],
+            steps[index],
+            losses={name: values[index] for name, values in losses.items()},
+            gradient_norm=None if norms is None else norms[index],
+            learning_rates={name: values[index] for name, values in rates.items()},
+        )
+        for index in range(count)
+    ]
+    told[-1] = replace(
+        told[-1], dropped=fields.counts("dropped"), every=fields.counts("every"), overhead=fields.number("overhead")
+    )
+    return told
 
 
 def _read_codes(fields: _Fields, tensors: _Tensors) -> Codes:

@@ -21,6 +21,7 @@ MAX_LAYERS: Final = 256
 MAX_RANKS: Final = 1 << 20
 MAX_NAME_LENGTH: Final = 128
 MAX_ENTRIES: Final = 1024
+MAX_STEPS: Final = 16
 MAX_INTEGER: Final = (1 << 63) - 1
 
 ITEM_BYTES: Final[Mapping[str, int]] = {

@@ -13,7 +13,7 @@ import zmq
 from torch import Tensor, nn
 
 import vqwatch
-from vqwatch.wire import MUST_ARRIVE, Ack, Stop, Welcome, decode, encode, unbundle
+from vqwatch.wire import MUST_ARRIVE, Ack, Stop, Welcome, decode_each, encode, unbundle
 
 DTYPES = {
     "bool": "?",
@@ -58,7 +58,8 @@ class Peer:
         while at_most and self.socket.poll(milliseconds):
             identity, *frames = self.socket.recv_multipart()
             for parts in unbundle(frames):
-                self._receive(identity, decode(parts))
+                for message in decode_each(parts):
+                    self._receive(identity, message)
             at_most -= 1
         return self
 

@@ -82,6 +82,30 @@ def test_a_rewind_beyond_either_end_does_no_harm() -> None:
     assert handed_over(backlog) == [b"1/1", b"2/1", b"3/1"]
 
 
+def test_frames_that_stand_for_several_messages_come_and_go_together() -> None:
+    backlog = Backlog(messages=100, size_bytes=10_000)
+    assert [backlog.add(message, count) for count in (1, 4, 2)] == [0, 0, 0]
+    assert (len(backlog), backlog.following) == (7, 8)
+    assert handed_over(backlog) == [b"1/1", b"2/1", b"6/1"]
+    assert backlog.acknowledge(4) == 1, "of four only three are known"
+    assert (backlog.first, len(backlog)) == (2, 6)
+    for asked, sent in ((3, [b"2/1", b"6/1"]), (5, [b"2/1", b"6/1"]), (6, [b"6/1"]), (7, [b"6/1"]), (8, [])):
+        backlog.rewind(asked)
+        assert handed_over(backlog) == sent
+    assert backlog.acknowledge(5) == 4
+    assert (backlog.first, len(backlog), backlog.sent_all) == (6, 2, True)
+
+
+def test_frames_that_stand_for_several_messages_are_pushed_out_as_such() -> None:
+    backlog = Backlog(messages=5, size_bytes=10_000)
+    assert [backlog.add(message, 4), backlog.add(message, 2)] == [0, 4]
+    assert (backlog.first, len(backlog), backlog.room_for(1)) == (5, 2, True)
+    assert backlog.add(message, 8) == 2
+    assert (backlog.first, len(backlog), backlog.room_for(1)) == (7, 8, False)
+    backlog.rewind(0)
+    assert handed_over(backlog) == [b"7/7"]
+
+
 @given(st.lists(st.sampled_from(["add", "send", "ack", "rewind"]), max_size=200), st.data())
 def test_whatever_happens_the_next_message_follows_the_last_or_a_rewind(
     actions: list[str], data: st.DataObject
@@ -90,7 +114,7 @@ def test_whatever_happens_the_next_message_follows_the_last_or_a_rewind(
     expected: int | None = None
     for action in actions:
         if action == "add":
-            backlog.add(message)
+            backlog.add(message, data.draw(st.integers(1, 3)))
         elif action == "ack":
             backlog.acknowledge(data.draw(st.integers(0, backlog.following - 1)))
         elif action == "rewind":
@@ -98,7 +122,7 @@ def test_whatever_happens_the_next_message_follows_the_last_or_a_rewind(
             expected = None
         elif (held := backlog.upcoming()) is not None:
             assert held.seq == max(expected or held.seq, backlog.first)
-            expected = held.seq + 1
+            expected = held.seq + held.count
             backlog.sent()
         assert len(backlog) <= 7
         assert backlog.following - backlog.first == len(backlog)

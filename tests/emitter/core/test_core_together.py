@@ -13,7 +13,7 @@ from tests.emitter.core.hand import Peer, array, until
 
 from vqwatch.backlog import Backlog
 from vqwatch.link import Link
-from vqwatch.wire import Codes, Hello, Message, Origin, Step, Tensor, encode
+from vqwatch.wire import Codes, Hello, Message, Origin, Step, Tensor, encode, encode_steps
 
 ORIGIN = Origin("test", 0, "s1")
 
@@ -36,6 +36,11 @@ class Slot:
 
 def step(number: int) -> Callable[[int, int], list[Any]]:
     return lambda seq, first: encode(Step(ORIGIN, seq, first, 0, number, {"total": float(number)}))
+
+
+def as_one(*numbers: int) -> Callable[[int, int], list[Any]]:
+    losses = {"losses": {"total": [float(number) for number in numbers]}}
+    return lambda seq, first: encode_steps(ORIGIN, seq, first, [0] * len(numbers), numbers, losses)
 
 
 def cannot_be_made(_seq: int) -> Message:
@@ -65,7 +70,10 @@ class Line:
         self.peer.take(20)
 
     def together(self, steps: list[int], arrays: list[tuple[str, Any]], slot: Slot) -> None:
-        self.link.together([step(number) for number in steps], arrays, slot.data, slot.place, time.monotonic())
+        self.send([(step(number), 1) for number in steps], arrays, slot)
+
+    def send(self, messages: list[tuple[Any, int]], arrays: list[tuple[str, Any]], slot: Slot) -> None:
+        self.link.together(messages, arrays, slot.data, slot.place, time.monotonic())
 
 
 @pytest.fixture(params=[8 << 20, 0], ids=["as one message", "one by one"])
@@ -88,6 +96,30 @@ def test_steps_sent_as_one_message_arrive_as_steps(peer: Peer) -> None:
     assert (told(peer, "step"), told(peer, "codes")) == ([5, 6, 7], [5, 6, 7])
     assert [array(message.indices)[0, 0] for message in peer.of("codes")] == [0, 64, 128]
     assert (line.link.sent, line.dropped) == (Counter(codes=3), {})
+    line.link.close()
+
+
+def test_steps_told_as_one_have_a_number_each(line: Line, peer: Peer) -> None:
+    slot = Slot(4)
+    codes = [("codes", slot.make(number, number)) for number in range(4)]
+    line.send([(as_one(0, 1, 2), 3), (step(3), 1)], codes, slot)
+    assert (line.backlog.following, len(line.backlog)) == (6, 4), "the introduction was the first"
+    line.arrive()
+    assert [(message.seq, message.losses["total"]) for message in peer.of("step")] == [
+        (2, 0.0), (3, 1.0), (4, 2.0), (5, 3.0),
+    ]  # fmt: skip
+    assert told(peer, "codes") == [0, 1, 2, 3][: line.link.sent["codes"]]
+
+
+def test_steps_told_as_one_are_told_again_from_any_of_them(peer: Peer) -> None:
+    line, slot = Line(peer, 8 << 20), Slot(1)
+    line.send([(as_one(0, 1, 2), 3)], [], slot)
+    until(lambda: peer.socket.poll(100) > 0, lambda: None)
+    peer.socket.recv_multipart()  # lost, but for the first
+    peer.expected[line.link.session] = 3
+    line.together([3], [], slot)
+    line.arrive()
+    assert told(peer, "step") == [1, 2, 3]
     line.link.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,12 +49,12 @@ class Receiver:
             if self._socket in ready:
                 peer, *frames = self._socket.recv_multipart()
                 for parts in wire.unbundle(frames):
-                    self._take(peer, parts)
+                    for message in wire.decode_each(parts):
+                        self._take(peer, message)
             elif self._ends in ready:
                 return
 
-    def _take(self, peer: bytes, frames: Sequence[wire.Frame]) -> None:
-        message = wire.decode(frames)
+    def _take(self, peer: bytes, message: Any) -> None:
         self.messages.append(message)
         if message.kind not in wire.MUST_ARRIVE:
             return

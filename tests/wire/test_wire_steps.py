@@ -1,0 +1,162 @@
+"""Several steps told as one message: each comes out as if it had been told by itself, or all are refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.wire.test_wire_round_trip import MESSAGES, counts, maps, names, numbers, origins
+
+from vqwatch.wire import (
+    MAX_INTEGER,
+    MAX_STEPS,
+    Message,
+    Origin,
+    Step,
+    WireError,
+    decode,
+    decode_each,
+    encode,
+    encode_steps,
+)
+
+GOOD: dict[str, Any] = {
+    "v": 1,
+    "kind": "steps",
+    "run": "r",
+    "rank": 0,
+    "session": "s",
+    "seq": 5,
+    "first": 2,
+    "time_ns": [10, 20],
+    "step": [7, 8],
+    "losses": {"total": [1.0, 2.0]},
+}
+
+
+def read(**changes: Any) -> list[Message]:
+    header = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
+    return list(decode_each([msgpack.packb(header)]))
+
+
+@st.composite
+def alike(draw: Any) -> list[Step]:
+    """Steps that follow each other and tell numbers of the same names; the last one tells of its emitter too."""
+    count = draw(st.integers(2, MAX_STEPS))
+    origin, seq, first = draw(origins), draw(counts), draw(counts)
+    losses, rates, normed = draw(maps), draw(maps), draw(st.booleans())
+    steps = [
+        Step(
+            origin,
+            seq + index,
+            first,
+            draw(counts),
+            draw(counts),
+            losses={name: draw(numbers) for name in losses},
+            gradient_norm=draw(numbers) if normed else None,
+            learning_rates={name: draw(numbers) for name in rates},
+        )
+        for index in range(count - 1)
+    ]
+    news = {"dropped": draw(st.dictionaries(names, counts, max_size=2)), "every": {}, "overhead": draw(numbers)}
+    return [
+        *steps,
+        Step(
+            origin,
+            seq + count - 1,
+            first,
+            0,
+            draw(counts),
+            losses={name: draw(numbers) for name in losses},
+            gradient_norm=draw(numbers) if normed else None,
+            learning_rates={name: draw(numbers) for name in rates},
+            **news,
+        ),
+    ]
+
+
+@given(alike())
+def test_each_step_comes_back_as_it_was_told(steps: list[Step]) -> None:
+    head, last = steps[0], steps[-1]
+    fields: dict[str, Any] = {
+        "losses": {name: [step.losses[name] for step in steps] for name in head.losses},
+        "learning_rates": {name: [step.learning_rates[name] for step in steps] for name in head.learning_rates},
+        "dropped": last.dropped,
+        "overhead": last.overhead,
+    }
+    if head.gradient_norm is not None:
+        fields["gradient_norm"] = [step.gradient_norm for step in steps]
+    times = [step.time_ns for step in steps]
+    frames = encode_steps(head.origin, head.seq, head.first, times, [step.step for step in steps], fields)
+    assert decode_each(frames) == steps
+    assert decode_each([memoryview(frame) for frame in frames]) == steps
+
+
+@given(MESSAGES)
+def test_any_other_message_is_read_as_one(message: Message) -> None:
+    assert list(decode_each(encode(message))) == [message]
+
+
+def test_the_unchanged_steps_are_fine() -> None:
+    origin = Origin("r", 0, "s")
+    assert read() == [Step(origin, 5, 2, 10, 7, {"total": 1.0}), Step(origin, 6, 2, 20, 8, {"total": 2.0})]
+
+
+def test_numbers_may_be_whole_or_not_finite() -> None:
+    first, second = read(losses={"total": [1, math.nan]}, gradient_norm=[math.inf, 2])
+    assert isinstance(first, Step)
+    assert isinstance(second, Step)
+    assert (type(first.losses["total"]), first.gradient_norm, second.gradient_norm) == (float, math.inf, 2.0)
+    assert math.isnan(second.losses["total"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": []},
+        {"step": 7},
+        {"step": "ab"},
+        {"step": None},
+        {"step": [7, True]},
+        {"step": [7, -1]},
+        {"step": [7, MAX_INTEGER + 1]},
+        {"step": [7, 8.0]},
+        {"step": [7]},
+        {"time_ns": 10},
+        {"time_ns": [10]},
+        {"time_ns": [10, 20, 30]},
+        {"time_ns": [10, None]},
+        {"step": list(range(MAX_STEPS + 1)), "time_ns": [0] * (MAX_STEPS + 1), "losses": None},
+        {"losses": {"total": [1.0]}},
+        {"losses": {"total": [1.0, 2.0, 3.0]}},
+        {"losses": {"total": 1.0}},
+        {"losses": {"total": [1.0, "2"]}},
+        {"losses": {"total": [1.0, True]}},
+        {"losses": {"": [1.0, 2.0]}},
+        {"losses": [1.0, 2.0]},
+        {"learning_rates": {"0": [1.0]}},
+        {"gradient_norm": 1.0},
+        {"gradient_norm": [1.0]},
+        {"gradient_norm": [1.0, None]},
+        {"dropped": {"codes": -1}},
+        {"overhead": [0.1, 0.2]},
+        {"seq": MAX_INTEGER},
+        {"seq": True},
+        {"run": ""},
+    ],
+)
+def test_what_is_wrong_with_one_step_refuses_them_all(changes: dict[str, Any]) -> None:
+    with pytest.raises(WireError) as caught:
+        read(**changes)
+    assert caught.value.reason == "field"
+
+
+def test_they_are_no_message_of_their_own_and_have_no_arrays() -> None:
+    for read_one in (lambda: decode([msgpack.packb(GOOD)]), lambda: decode_each([msgpack.packb(GOOD), b""])):
+        with pytest.raises(WireError) as caught:
+            read_one()
+        assert caught.value.reason == "kind"
