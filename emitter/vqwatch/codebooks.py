@@ -67,7 +67,7 @@ class QuantizerLayer:
         if self.sharded and kind != "ema":
             return {"codebook": None}
         try:
-            found = self.adapter.tensors(self.module)
+            found = self._tensors(wanted)
         except RuntimeError:  # computed from what this rank has let go of
             if kind == "ema" or not sharded.has_let_go(self.module):
                 raise
@@ -87,6 +87,11 @@ class QuantizerLayer:
             value = value.detach()
             tensors[field] = value if value.dim() == (2 if field == "cluster_size" else 3) else value[None]
         return tensors
+
+    def _tensors(self, wanted: Sequence[str]) -> dict[str, Tensor | None]:
+        """Return what the adapter has of these fields, computed where it has to be."""
+        found = self.adapter.tensors(self.module)
+        return {field: value() if callable(value := found.get(field)) else value for field in wanted}
 
     def _is_whole(self, field: str, value: Tensor) -> bool:
         """Return whether a tensor is what the layer was found with, and not a shard or a view of freed memory."""
@@ -231,6 +236,7 @@ def _layer(
     """Return the layer, or None (and a warning) where its tensors are not what the adapter expects."""
     try:
         codebook = adapter.tensors(module).get("codebook")
+        codebook = codebook() if callable(codebook) else codebook
         if codebook is None or codebook.dim() not in (2, 3):
             raise ValueError(f"no codebook [K, D] or [H, K, D] in {path or 'the model itself'}")
         kind = adapter.kind if isinstance(adapter.kind, str) else adapter.kind(module)

@@ -44,14 +44,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vqwatch")
 
-LISTEN_SECONDS: Final = 0.8
+LISTEN_SECONDS: Final = 1.5
 """How often a training on a device listens to the daemon, which answers once a second where all is well."""
 
 CATCH_UP_SECONDS: Final = 0.05
 """How often it does where messages are to be sent again."""
 
 ACCOUNT_STEPS: Final = 24
-"""After how many steps at most the schedule is told what they cost."""
+"""After how many steps the schedule is told what they cost."""
+
+ACCOUNT_SECONDS: Final = 4.0
+"""After how many seconds it is told where they are fewer."""
 
 MANY_PENDING: Final = 4
 """To copy, to send, to listen: each call does one of them, so that none takes long; where more than this waits to be
@@ -292,7 +295,7 @@ class Emitter:
                 return
         if unheard >= LISTEN_SECONDS or (unheard >= CATCH_UP_SECONDS and self._link.behind):
             self._listen(now)
-        if self._steps >= ACCOUNT_STEPS or now - self._accounted >= LISTEN_SECONDS:
+        if self._steps >= ACCOUNT_STEPS or now - self._accounted >= ACCOUNT_SECONDS:
             self._account(now)
 
     def _take_beside(self, due: frozenset[str], original: Any, reconstructed: Any, mask: Any) -> None:

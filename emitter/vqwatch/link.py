@@ -12,7 +12,7 @@ import ctypes
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import zmq
 
@@ -21,6 +21,7 @@ from .settings import Keys
 from .wire import (
     Ack,
     Bundled,
+    Encoded,
     Frame,
     Message,
     Stop,
@@ -28,9 +29,10 @@ from .wire import (
     WireError,
     bundle,
     decode,
-    encode,
-    encode_header,
 )
+
+Make: TypeAlias = Callable[[int], Encoded]
+"""Makes a best-effort message of its number."""
 
 SEND_MESSAGES: Final = 64
 """Messages that libzmq may hold for us; what it holds in bytes is bounded by `send_bytes`."""
@@ -38,9 +40,10 @@ SEND_MESSAGES: Final = 64
 ZERO_COPY_BYTES: Final = 256 * 1024
 """Buffers from this size are handed to libzmq without a copy, which costs a wake-up of pyzmq's collector thread."""
 
-PATIENCE_SECONDS: Final = 2.5
+PATIENCE_SECONDS: Final = 4.0
 """How long the oldest message waits for its acknowledgement before it is sent again. The daemon acknowledges steps once
-a second where they are few, so less than two of its turns would send again what arrived."""
+a second where they are few, and a training may listen every second and a half: less than a turn of each would send
+again what arrived."""
 
 LONGEST_PATIENCE_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 0.25
@@ -157,19 +160,21 @@ class Link:
             self.dropped[f"{kind}:backlog"] += pushed_out
         self._send_backlog(now, at_most=2)
 
-    def best_effort(self, kind: str, make: Callable[[int], Message]) -> list[zmq.MessageTracker] | None:
+    def best_effort(self, kind: str, make: Make, count: int = 1) -> list[zmq.MessageTracker] | None:
         """Send the message that ``make`` gives for its number, or count it as dropped and return None.
 
-        Buffers of :data:`ZERO_COPY_BYTES` and more must stay as they are until every tracker returned is done.
+        ``count`` is how many it stands for. Buffers of :data:`ZERO_COPY_BYTES` and more must stay as they are until
+        every tracker returned is done.
         """
         if not self.writable:
-            self.dropped[f"{kind}:no_peer" if not self.daemon else f"{kind}:busy_peer"] += 1
+            self.dropped[f"{kind}:no_peer" if not self.daemon else f"{kind}:busy_peer"] += count
             return None
         try:
-            frames = encode(make(self.sent[kind] + 1))
+            header, tensors = make(self.sent[kind] + 1)
         except WireError as error:
-            self.dropped[f"{kind}:{error.reason}"] += 1
+            self.dropped[f"{kind}:{error.reason}"] += count
             return None
+        frames: list[Frame] = [header, *(tensor.data for tensor in tensors)]
         copied = large = 0
         for frame in frames:
             size = memoryview(frame).nbytes
@@ -178,47 +183,47 @@ class Link:
             else:
                 copied += size
         if self._held_bytes() + copied + large > self._send_bytes:
-            self.dropped[f"{kind}:send_bytes"] += 1
+            self.dropped[f"{kind}:send_bytes"] += count
             return None
         trackers = self._send(frames, copied, large)
         if trackers is None:
-            self.dropped[f"{kind}:busy_peer"] += 1
+            self.dropped[f"{kind}:busy_peer"] += count
             return None
-        self.sent[kind] += 1
+        self.sent[kind] += count
         return trackers
 
     def together(
         self,
         messages: Sequence[tuple[Encode, int]],
-        arrays: Sequence[tuple[str, Callable[[int], Message]]],
+        arrays: Sequence[tuple[str, Make, int]],
         data: memoryview,
         place: Callable[[Frame], int],
         now: float,
     ) -> list[zmq.MessageTracker]:
         """Send must-arrive ``messages`` of one kind, "step", and ``arrays`` as one where that can be, else one by one.
 
-        With each message comes how many steps it stands for. The buffers of ``arrays`` lie in ``data``, in order, each
-        at the offset that ``place`` tells. What cannot be sent is kept or counted as :meth:`must_arrive` and
+        With each comes how many messages it stands for. The buffers of ``arrays`` lie in ``data``, in order, each at
+        the offset that ``place`` tells. What cannot be sent is kept or counted as :meth:`must_arrive` and
         :meth:`best_effort` do; of arrays that cannot be made, the kind and the error are counted.
         """
         in_order = self.backlog.sent_all and self.writable
         first = self.backlog.following
-        pushed_out = sum([self.backlog.add(message, count) for message, count in messages])
+        pushed_out = sum([self.backlog.add(message, steps) for message, steps in messages])
         if pushed_out:
             self.dropped["step:backlog"] += pushed_out
         if in_order and not pushed_out and self._held_bytes() + data.nbytes <= self._send_bytes:
             made: list[Bundled] = []
             bundled: list[Bundled]
             numbers = self.sent.copy()
-            ready: list[tuple[str, Callable[[int], Message]]] = []
-            for kind, make in arrays:
+            ready: list[tuple[str, Make, int]] = []
+            for kind, make, count in arrays:
                 try:
-                    header, tensors = encode_header(make(numbers[kind] + 1))
+                    header, tensors = make(numbers[kind] + 1)
                 except Exception as error:  # the steps must arrive all the same
-                    self._not_made(kind, error)
+                    self._not_made(kind, error, count)
                     continue
-                numbers[kind] += 1
-                ready.append((kind, make))
+                numbers[kind] += count
+                ready.append((kind, make, count))
                 made.append((header, [(place(tensor.data), memoryview(tensor.data).nbytes) for tensor in tensors]))
             arrays, bundled = ready, []
             while (held := self.backlog.upcoming()) is not None:
@@ -238,16 +243,16 @@ class Link:
             self.backlog.rewind(first)
         self._send_backlog(now, at_most=2 * len(messages))
         trackers = []
-        for kind, make in arrays:
+        for kind, make, count in arrays:
             try:
-                trackers += self.best_effort(kind, make) or ()
+                trackers += self.best_effort(kind, make, count) or ()
             except Exception as error:
-                self._not_made(kind, error)
+                self._not_made(kind, error, count)
         return trackers
 
-    def _not_made(self, kind: str, error: Exception) -> None:
+    def _not_made(self, kind: str, error: Exception, count: int) -> None:
         if not isinstance(error, KeyError):  # an array that was left out, and counted
-            self.dropped[f"{kind}:{type(error).__name__}"] += 1
+            self.dropped[f"{kind}:{type(error).__name__}"] += count
 
     def _held_bytes(self) -> int:
         """Return the most that libzmq can be holding: the last copied messages, and buffers it has not let go."""

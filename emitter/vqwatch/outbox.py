@@ -4,7 +4,6 @@ except where it is told to."""
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,14 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 from .backlog import Encode
 from .collect import Entry
 from .complaints import Complaints
-from .link import Link
-from .routine import alike
+from .link import Link, Make
+from .routine import alike, arrays_of
 from .schedule import Schedule
-from .wire import Frame, Message, Origin, encode_step, encode_steps
+from .wire import Encoded, Frame, Origin, encode_codes_of_steps, encode_header, encode_step, encode_steps
 
 if TYPE_CHECKING:
     import zmq
 
+    from .collect import Arrived, Build
     from .routine import Batch, Taken
 
 MOST_PENDING: Final = 256
@@ -86,12 +86,10 @@ class Outbox:
         slot, numbers = batch.slot, batch.numbers
         last = batch.steps[-1]
         messages: list[tuple[Encode, int]] = []
-        arrays: list[tuple[str, Callable[[int], Message]]] = []
         for taken in batch.steps:
             if taken.items:
                 taken.tensors = slot.tensors(taken.part)
-                for kind, build in taken.outgoing:
-                    arrays.append((kind, functools.partial(build, taken)))
+        arrays = [(kind, _make(build, steps), len(steps)) for kind, build, steps in arrays_of(batch.steps)]
         for steps in alike(batch.steps):
             first, with_news = steps[0], steps[-1] is last
             if len(steps) == 1:
@@ -123,10 +121,10 @@ class Outbox:
         total = 0.0
         for kind, build in entry.outgoing:
             started = time.monotonic()
-            make = functools.partial(build, entry)
+            make = _make(build, [entry])
             with contextlib.suppress(KeyError):  # one of its arrays was left out, and counted
                 if entry.alone and entry.slot is not None and len(entry.outgoing) == 1:  # all of it lies in the slot
-                    trackers += self._link.together([], [(kind, make)], entry.slot.data, entry.slot.place, now)
+                    trackers += self._link.together([], [(kind, make, 1)], entry.slot.data, entry.slot.place, now)
                 else:
                     trackers += self._link.best_effort(kind, make) or ()
             seconds = time.monotonic() - started
@@ -163,3 +161,15 @@ class Outbox:
             fields["dropped"] = dropped
         if plan.overhead is not None:
             fields["overhead"] = plan.overhead
+
+
+def _make(build: Build, steps: Sequence[Arrived]) -> Make:
+    """Return what makes the message of one step's arrays, or the one of the codes of several."""
+    if len(steps) == 1:
+        return lambda seq: encode_header(build(steps[0], seq))
+
+    def make(seq: int) -> Encoded:
+        codes: list[Any] = [build(step, seq + index) for index, step in enumerate(steps)]
+        return encode_codes_of_steps(codes)
+
+    return make

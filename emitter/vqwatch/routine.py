@@ -217,6 +217,21 @@ def alike(steps: Sequence[Taken]) -> Iterator[Sequence[Taken]]:
     yield steps[start:]
 
 
+def arrays_of(steps: Sequence[Taken]) -> list[tuple[str, Build, list[Taken]]]:
+    """Return which messages tell the arrays of some steps, in order: their kinds, what makes them, and of which steps.
+
+    The codes of steps that have one routine are told together.
+    """
+    runs: list[tuple[str, Build, list[Taken]]] = []
+    for taken in steps:
+        for kind, build in taken.outgoing:
+            if runs and kind == schedule.CODES and runs[-1][1] is build and len(runs[-1][2]) < MAX_STEPS:
+                runs[-1][2].append(taken)
+            else:
+                runs.append((kind, build, [taken]))
+    return runs
+
+
 class Batch:
     """Ordinary steps that lie in one slot, with so many numbers in all."""
 

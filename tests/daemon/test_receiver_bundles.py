@@ -12,7 +12,7 @@ import pytest
 from tests.daemon.test_receiver_limits import Inbox
 from tests.messages import Trainer, bundled, layers
 
-from vqwatch.wire import MAX_BUNDLED, Message, Step, Stop, encode, encode_steps
+from vqwatch.wire import MAX_BUNDLED, Message, Step, Stop, encode, encode_codes_of_steps, encode_steps
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.delivery import Book
 from vqwatch_daemon.hub import Hub
@@ -79,6 +79,19 @@ def test_steps_told_as_one_are_applied_once_each_and_counted_as_steps(here: Here
     assert (run.readings["step"], run.readings["loss"]["total",]) == ({(): 4.0}, 4.0)
     assert here.rejected == ["field"]
     assert here.counted["step"] == 8
+
+
+def test_codes_of_steps_told_as_one_are_counted_once_each(here: Here) -> None:
+    trainer, peer = Trainer(), here.peer()
+    peer.send_multipart(encode(trainer.hello(layers(2))))
+    header, tensors = encode_codes_of_steps([trainer.codes(step, CODES) for step in (1, 2, 3)])
+    told = [header, *(tensor.data for tensor in tensors)]
+    peer.send_multipart(bundled([told, trainer.codes(4, CODES)], apart=5))
+    peer.send_multipart(told)
+    assert here.work(lambda: here.counted["codes"] == 7)
+    usage = {layer: counts.tolist() for layer, counts in here.hub.runs["r"].usage().items()}
+    assert usage == {"0": [4, 8, 0, 0, 0, 0, 0, 0], "1": [0, 0, 4, 8, 0, 0, 0, 0]}
+    assert not here.rejected
 
 
 def test_what_is_wrong_in_a_bundle_does_not_take_the_rest_with_it(here: Here) -> None:

@@ -252,6 +252,26 @@ def test_a_buffer_that_the_library_replaces_is_read_anew() -> None:
     assert found.read()["codebook"].eq(3.0).all()
 
 
+def test_a_codebook_that_has_to_be_computed_is_computed_only_when_it_is_wanted() -> None:
+    computed: list[Tensor] = []
+
+    def tensors(layer: nn.Module) -> dict[str, Any]:
+        def codebook() -> Tensor:
+            computed.append(2 * layer.embedding)
+            return computed[-1]
+
+        return {"codebook": codebook, "cluster_size": layer.ema_cluster_size}
+
+    adapter = codebooks.Adapter("computed", lambda module: isinstance(module, Quantizer), tensors)
+    (found,) = codebooks.find(Quantizer(), [adapter]).layers
+    computed.clear()
+    assert list(found.read(("cluster_size",))) == ["cluster_size"]
+    assert computed == []
+    read = found.read()
+    assert len(computed) == 1
+    assert torch.equal(read["codebook"], computed[0][None])
+
+
 # --- families that nobody knows ----------------------------------------------------------------------------------
 
 

@@ -16,8 +16,20 @@ from tests.servers import wait_for
 from tests.watching import Daemon
 
 from vqwatch.backlog import Backlog
-from vqwatch.link import Link
-from vqwatch.wire import Codes, Frame, Hello, Layer, Message, Origin, Step, Tensor, encode, encode_steps
+from vqwatch.link import Link, Make
+from vqwatch.wire import (
+    Codes,
+    Frame,
+    Hello,
+    Layer,
+    Origin,
+    Step,
+    Tensor,
+    encode,
+    encode_codes_of_steps,
+    encode_header,
+    encode_steps,
+)
 
 TOGETHER = 4
 STEPS = 60
@@ -81,9 +93,18 @@ class Telling:
         times = [BEGAN_NS + step * 10_000_000 for step in steps]
         return lambda seq, first: encode_steps(self._origin, seq, first, times, list(steps), fields)
 
-    def codes(self, step: int, data: Frame) -> Callable[[int], Message]:
-        tensor = Tensor("i16", CODES[step].shape, data)
-        return lambda seq: Codes(self._origin, seq, BEGAN_NS, step, ("0", "1"), tensor)
+    def _codes(self, step: int, data: Frame, seq: int) -> Codes:
+        return Codes(self._origin, seq, BEGAN_NS, step, ("0", "1"), Tensor("i16", CODES[step].shape, data))
+
+    def codes(self, step: int, data: Frame) -> Make:
+        """Return what makes the message of a step's codes."""
+        return lambda seq: encode_header(self._codes(step, data, seq))
+
+    def codes_of(self, steps: range, parts: list[Frame]) -> Make:
+        """Return what makes one message of the codes of several steps."""
+        return lambda seq: encode_codes_of_steps(
+            [self._codes(step, part, seq + at) for at, (step, part) in enumerate(zip(steps, parts, strict=True))]
+        )
 
     def one_by_one(self, steps: range) -> None:
         for step in steps:
@@ -95,9 +116,12 @@ class Telling:
     def together(self, steps: range) -> None:
         data = memoryview(CODES[steps.start : steps.stop].copy()).cast("B")
         size = CODES[0].nbytes
-        parts = [data[at : at + size] for at in range(0, data.nbytes, size)]
+        parts: list[Frame] = [data[at : at + size] for at in range(0, data.nbytes, size)]
         places: dict[int, int] = {id(part): index * size for index, part in enumerate(parts)}
-        arrays = [("codes", self.codes(step, part)) for step, part in zip(steps, parts, strict=True)]
+        arrays = [
+            ("codes", self.codes_of(steps[:-1], parts[:-1]), len(steps) - 1),
+            ("codes", self.codes(steps[-1], parts[-1]), 1),
+        ]
         told = [(self.step(steps[0]), 1), (self.following(steps[1:]), len(steps) - 1)]
         self.link.together(told, arrays, data, lambda part: places[id(part)], time.monotonic())
 

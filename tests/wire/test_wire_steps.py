@@ -12,21 +12,26 @@ from hypothesis import strategies as st
 from tests.wire.test_wire_round_trip import MESSAGES, counts, maps, names, numbers, origins
 
 from vqwatch.wire import (
+    INTEGER_DTYPES,
+    ITEM_BYTES,
     MAX_INTEGER,
     MAX_STEPS,
+    Codes,
     Message,
     Origin,
     Step,
+    Tensor,
     WireError,
     decode,
     decode_each,
     encode,
+    encode_codes_of_steps,
     encode_steps,
 )
 
 GOOD: dict[str, Any] = {
     "v": 1,
-    "kind": "steps",
+    "kind": "step",
     "run": "r",
     "rank": 0,
     "session": "s",
@@ -155,8 +160,89 @@ def test_what_is_wrong_with_one_step_refuses_them_all(changes: dict[str, Any]) -
     assert caught.value.reason == "field"
 
 
-def test_they_are_no_message_of_their_own_and_have_no_arrays() -> None:
-    for read_one in (lambda: decode([msgpack.packb(GOOD)]), lambda: decode_each([msgpack.packb(GOOD), b""])):
-        with pytest.raises(WireError) as caught:
-            read_one()
-        assert caught.value.reason == "kind"
+def test_they_have_no_arrays_and_are_not_read_as_one_step() -> None:
+    with pytest.raises(WireError) as caught:
+        decode_each([msgpack.packb(GOOD), b""])
+    assert caught.value.reason == "frames"
+    with pytest.raises(WireError) as caught:
+        decode([msgpack.packb(GOOD)])
+    assert caught.value.reason == "field"
+
+
+@st.composite
+def codes_alike(draw: Any) -> list[Codes]:
+    """Codes of steps, numbered one after the other, with tensors that are alike."""
+    origin, seq, count = draw(origins), draw(counts), draw(st.integers(1, MAX_STEPS))
+    dtype, masked = draw(st.sampled_from(sorted(INTEGER_DTYPES))), draw(st.booleans())
+    part, parts = draw(st.integers(0, 3)), draw(st.integers(1, 4))
+
+    def drawn(dtype: str, *shape: int) -> Tensor:
+        size = math.prod(shape) * ITEM_BYTES[dtype]
+        return Tensor(dtype, shape, draw(st.binary(min_size=size, max_size=size)))
+
+    return [
+        Codes(
+            origin, seq + index, draw(counts), draw(counts), ("0", "1"), drawn(dtype, 2, 3),
+            drawn("bool", 3) if masked else None, part, parts,
+        )
+        for index in range(count)
+    ]  # fmt: skip
+
+
+@given(codes_alike())
+def test_codes_of_each_step_come_back_as_they_were_told(codes: list[Codes]) -> None:
+    header, tensors = encode_codes_of_steps(codes)
+    frames = [header, *(tensor.data for tensor in tensors)]
+    assert decode_each(frames) == codes
+    assert decode_each([memoryview(frame) for frame in frames]) == codes
+
+
+CODES: dict[str, Any] = {
+    "v": 1,
+    "kind": "codes",
+    "run": "r",
+    "rank": 0,
+    "session": "s",
+    "seq": 5,
+    "time_ns": [10, 20],
+    "step": [7, 8],
+    "layers": ["0"],
+    "tensors": [["indices", "u8", [1, 4]]],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "buffers", "reason"),
+    [
+        ({}, 1, "frames"),
+        ({}, 3, "frames"),
+        ({}, 0, "frames"),
+        ({"tensors": []}, 0, "field"),
+        ({"tensors": [["indices", "u8", [1, 5]]]}, 2, "buffer_size"),
+        ({"tensors": [["other", "u8", [4]]]}, 2, "field"),
+        ({"tensors": [["indices", "f32", [1, 1]]]}, 2, "dtype"),
+        ({"tensors": [["mask", "u8", [4]], ["indices", "u8", [1, 4]]]}, 2, "frames"),
+        ({"tensors": [["mask", "u8", [2, 2]], ["indices", "u8", [1, 4]]]}, 4, "shape"),
+        ({"layers": ["0", "1"]}, 2, "shape"),
+        ({"step": [7, 8, 9]}, 2, "field"),
+        ({"step": [7, True]}, 2, "field"),
+        ({"time_ns": 10}, 2, "field"),
+        ({"seq": MAX_INTEGER}, 2, "field"),
+        ({"part": 300}, 2, "field"),
+        ({"kind": "codebooks"}, 2, "frames"),
+        ({"kind": "gossip"}, 2, "kind"),
+    ],
+)
+def test_what_is_wrong_with_the_codes_of_one_step_refuses_them_all(
+    changes: dict[str, Any], buffers: int, reason: str
+) -> None:
+    with pytest.raises(WireError) as caught:
+        decode_each([msgpack.packb({**CODES, **changes}), *[b"abcd"] * buffers])
+    assert caught.value.reason == reason
+
+
+def test_a_later_buffer_is_looked_at_like_the_first() -> None:
+    assert len(decode_each([msgpack.packb(CODES), b"abcd", b"efgh"])) == 2
+    with pytest.raises(WireError) as caught:
+        decode_each([msgpack.packb(CODES), b"abcd", b"efg"])
+    assert caught.value.reason == "buffer_size"

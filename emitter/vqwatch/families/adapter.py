@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Tensors: TypeAlias = "Mapping[str, Tensor | None]"
+Tensors: TypeAlias = "Mapping[str, Tensor | Callable[[], Tensor] | None]"
 
 
 class Settings(NamedTuple):
@@ -31,7 +31,8 @@ class Adapter:
 
     ``matches`` says whether a module is one layer (with ``members``: a stack of layers whose own call returns the
     codes of all, along the last axis). ``tensors`` returns a layer's live tensors: "codebook" [K, D] or [H, K, D] and,
-    for a codebook moved by averages, "cluster_size" [K] or [H, K] and "embedding_sum" shaped like the codebook.
+    for a codebook moved by averages, "cluster_size" [K] or [H, K] and "embedding_sum" shaped like the codebook. What
+    has to be computed may be a function, called when it is wanted.
     ``kind`` is one of ``wire.CODEBOOK_KINDS``, or says which.
 
     ``methods`` are those that assign codes; others than forward are wrapped. Their result holds one integer tensor,

@@ -62,8 +62,11 @@ def quotient(sums: str, counts: str) -> Callable[[nn.Module], Tensors]:
         total, count = tensor(book, sums), tensor(book, counts)
         if total is None or count is None:
             return {}
-        with torch.no_grad():
-            codebook = total / count.clamp(min=number(book, "epsilon") or 1e-5)[:, None]
+
+        def codebook() -> Tensor:
+            with torch.no_grad():
+                return total / count.clamp(min=number(book, "epsilon") or 1e-5)[:, None]
+
         return {"codebook": codebook, "cluster_size": count, "embedding_sum": total}
 
     return read

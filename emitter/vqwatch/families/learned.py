@@ -26,7 +26,7 @@ def _has_rows(layer: nn.Module) -> bool:
     return looks_like_a_quantizer(layer) and len(layer._modules) <= 3 and _rows(layer) is not None
 
 
-def _tensors(layer: nn.Module) -> Tensors:
+def _tensors(layer: nn.Module) -> dict[str, Tensor | None]:
     rows = _rows(layer)
     if rows is None:
         return {}

@@ -11,7 +11,7 @@ languages. Everything that cannot be read is one :class:`WireError`.
 
 from .bundle import MAX_BUNDLED, MAX_INDEX_BYTES, Bundled, bundle, unbundle
 from .decoding import decode, decode_each
-from .encoding import encode, encode_header, encode_step, encode_steps
+from .encoding import Encoded, encode, encode_codes_of_steps, encode_header, encode_step, encode_steps
 from .endpoint import default_endpoint, socket_directory
 from .messages import (
     BEST_EFFORT,
@@ -85,6 +85,7 @@ __all__ = [
     "Bundled",
     "Codebooks",
     "Codes",
+    "Encoded",
     "Evaluation",
     "Frame",
     "Goodbye",
@@ -103,6 +104,7 @@ __all__ = [
     "decode_each",
     "default_endpoint",
     "encode",
+    "encode_codes_of_steps",
     "encode_header",
     "encode_step",
     "encode_steps",

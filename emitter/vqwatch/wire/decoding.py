@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 
 import msgpack
 
+from .fields import Fields
 from .messages import (
     CODEBOOK_FIELDS,
     CODEBOOK_KINDS,
@@ -19,7 +20,6 @@ from .messages import (
     ITEM_BYTES,
     MAX_CODEBOOK_SIZE,
     MAX_DIMENSIONS,
-    MAX_ENTRIES,
     MAX_HEADER_BYTES,
     MAX_INTEGER,
     MAX_LAYERS,
@@ -59,27 +59,31 @@ def decode(frames: Sequence[Frame]) -> Message:
 
 
 def decode_each(frames: Sequence[Frame]) -> Sequence[Message]:
-    """Return the messages in these frames: the steps where they are several told as one, else what :func:`decode` does.
+    """Return the messages in these frames: several where steps are told together, else what :func:`decode` does.
 
     Raises :class:`WireError` as :func:`decode` does: all of the steps can be read, or none.
     """
     fields = _opened(frames)
-    if len(frames) == 1 and fields.raw("kind") == "steps":
-        return _read_steps(fields)
+    if type(fields.raw("step")) is list:
+        kind = fields.text("kind")
+        if kind == "step":
+            return _read_steps(fields, frames[1:])
+        if kind == "codes":
+            return _read_codes_of_steps(fields, frames[1:])
     return (_read(fields, frames),)
 
 
-def _opened(frames: Sequence[Frame]) -> _Fields:
+def _opened(frames: Sequence[Frame]) -> Fields:
     if not 1 <= len(frames) <= MAX_TENSORS + 1:
         raise WireError("frames", f"{len(frames)} frames, 1 to {MAX_TENSORS + 1} allowed")
-    fields = _Fields(_header(frames[0]))
+    fields = Fields(_header(frames[0]))
     version = fields.integer("v", 0, MAX_INTEGER)
     if version != VERSION:
         raise WireError("version", f"{version}, this reader speaks {VERSION}")
     return fields
 
 
-def _read(fields: _Fields, frames: Sequence[Frame]) -> Message:
+def _read(fields: Fields, frames: Sequence[Frame]) -> Message:
     kind = fields.text("kind")
     reader = _READERS.get(kind)
     if reader is None:
@@ -100,145 +104,10 @@ def _header(frame: Frame) -> Mapping[object, object]:
     return header
 
 
-class _Fields:
-    """Reads a header's fields one by one, each with its type and its range."""
-
-    def __init__(self, values: Mapping[object, object]) -> None:
-        self._values = values
-
-    def _fail(self, key: str, expected: str) -> WireError:
-        shown = repr(self._values.get(key, "nothing"))
-        return WireError("field", f"{key}: expected {expected}, got {shown[:80]}")
-
-    def has(self, key: str) -> bool:
-        return self._values.get(key) is not None
-
-    def integer(self, key: str, low: int = 0, high: int = MAX_INTEGER, default: int | None = None) -> int:
-        value = self._values.get(key, default)
-        if type(value) is not int or not low <= value <= high:
-            raise self._fail(key, f"an integer from {low} to {high}")
-        return value
-
-    def number(self, key: str) -> float | None:
-        value = self._values.get(key)
-        if value is None:
-            return None
-        if type(value) not in (int, float):
-            raise self._fail(key, "a number")
-        return float(value)  # type: ignore[arg-type]  # narrowed above; mypy does not follow type()
-
-    def text(self, key: str, default: str | None = None, longest: int = MAX_NAME_LENGTH, empty: bool = False) -> str:
-        value = self._values.get(key, default)
-        if not isinstance(value, str) or len(value) > longest or not (value or empty) or not value.isprintable():
-            raise self._fail(key, f"printable text of at most {longest} characters")
-        return value
-
-    def texts(self, key: str, most: int) -> tuple[str, ...]:
-        value = self._values.get(key, ())
-        if not isinstance(value, (list, tuple)) or len(value) > most:
-            raise self._fail(key, f"a list of at most {most} names")
-        names = tuple(value)
-        if not _are_names(names):
-            names = tuple(_name(key, item) for item in names)
-        if len(set(names)) != len(names):
-            raise self._fail(key, "names that differ from each other")
-        return names
-
-    def numbers(self, key: str) -> Mapping[str, float]:
-        given = self._values.get(key)
-        if _is_usual(given, _FLOATS):
-            return given  # type: ignore[return-value]  # looked at just now
-        return {name: _float(key, value) for name, value in self._entries(key)}
-
-    def counts(self, key: str) -> Mapping[str, int]:
-        given = self._values.get(key)
-        if not given and _is_usual(given, _INTEGERS):
-            return {}
-        return {name: _Fields({key: value}).integer(key) for name, value in self._entries(key)}
-
-    def integers(self, key: str, most: int) -> list[int]:
-        values = self._values.get(key)
-        if type(values) is not list or not 1 <= len(values) <= most:
-            raise self._fail(key, f"a list of 1 to {most} integers")
-        if not all(type(value) is int and 0 <= value <= MAX_INTEGER for value in values):
-            raise self._fail(key, f"integers from 0 to {MAX_INTEGER}")
-        return values
-
-    def column(self, key: str, count: int) -> Sequence[float] | None:
-        """Return a number for each of ``count`` steps, None where the field is absent."""
-        return self._column(key, self._values[key], count) if self.has(key) else None
-
-    def columns(self, key: str, count: int) -> Mapping[str, Sequence[float]]:
-        """Return, by name, a number for each of ``count`` steps."""
-        return {name: self._column(key, values, count) for name, values in self._entries(key)}
-
-    def _column(self, key: str, values: object, count: int) -> Sequence[float]:
-        if type(values) is not list or len(values) != count:
-            raise WireError("field", f"{key}: expected a list of {count} numbers, got {values!r:.80}")
-        return values if _FLOATS.issuperset(map(type, values)) else [_float(key, value) for value in values]
-
-    def labels(self, key: str) -> Mapping[str, str]:
-        return {name: _Fields({key: value}).text(key, longest=512, empty=True) for name, value in self._entries(key)}
-
-    def _entries(self, key: str) -> list[tuple[str, object]]:
-        value = self._values.get(key, {})
-        if not isinstance(value, dict) or len(value) > MAX_ENTRIES:
-            raise self._fail(key, f"a map of at most {MAX_ENTRIES} entries")
-        return [(_name(key, name), item) for name, item in value.items()]
-
-    def maps(self, key: str, most: int) -> list[_Fields]:
-        value = self._values.get(key, [])
-        if not isinstance(value, list) or len(value) > most or not all(isinstance(item, dict) for item in value):
-            raise self._fail(key, f"a list of at most {most} maps")
-        return [_Fields(item) for item in value]
-
-    def raw(self, key: str) -> object:
-        return self._values.get(key)
-
-
-_MOST_REMEMBERED: Final = 64
-_FLOATS: Final = frozenset({float})
-_INTEGERS: Final = frozenset({int})
-
-
-def _is_usual(given: object, types: frozenset[type]) -> bool:
-    """Whether this is a map as nearly all are: from names to values of one type, which then need no look each."""
-    return type(given) is dict and types.issuperset(map(type, given.values())) and _are_names(tuple(given))
-
-
-def _are_names(values: tuple[object, ...]) -> bool:
-    """Whether all are names, of which the same few come with every step; False for more than are remembered."""
-    try:
-        return len(values) <= _MOST_REMEMBERED and _are_known_names(values)
-    except TypeError:  # a list among them, say, which cannot be looked up
-        return False
-
-
-@lru_cache(maxsize=256)
-def _are_known_names(values: tuple[object, ...]) -> bool:
-    return all(isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable() for value in values)
-
-
-def _name(key: str, value: object) -> str:
-    """Return a name among the entries of a field; as strict as :meth:`_Fields.text`, and made for many of them."""
-    if isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable():
-        return value
-    return _Fields({key: value}).text(key)
-
-
-def _float(key: str, value: object) -> float:
-    if type(value) is float or type(value) is int:
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf
-    raise WireError("field", f"{key}: expected numbers, got {value!r:.80}")
-
-
 _Tensors: TypeAlias = dict[str, Tensor]
 
 
-def _tensors(fields: _Fields, buffers: Sequence[Frame]) -> _Tensors:
+def _tensors(fields: Fields, buffers: Sequence[Frame]) -> _Tensors:
     listed = fields.raw("tensors")
     listed = [] if listed is None else listed
     if not isinstance(listed, list) or len(listed) != len(buffers):
@@ -264,7 +133,7 @@ def _described(entry: object) -> tuple[str, str, tuple[int, ...]]:
     if not isinstance(entry, list) or len(entry) != 3:
         raise WireError("field", "a tensor is described by [name, dtype, shape]")
     name, dtype, shape = entry
-    name = _Fields({"name": name}).text("name", longest=2 * MAX_NAME_LENGTH)
+    name = Fields({"name": name}).text("name", longest=2 * MAX_NAME_LENGTH)
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise WireError("dtype", f"{name}: {dtype!r:.40} is none of {', '.join(ITEM_BYTES)}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
@@ -292,7 +161,7 @@ def _tensor(
 _MASK_DTYPES: Final = INTEGER_DTYPES | FLOAT_DTYPES | {"bool"}
 
 
-def _origin(fields: _Fields) -> Origin:
+def _origin(fields: Fields) -> Origin:
     run, rank, session = fields.raw("run"), fields.raw("rank"), fields.raw("session")
     if type(run) is str and type(rank) is int and type(session) is str:  # True would be found under 1
         return _known_origin(run, rank, session)
@@ -302,11 +171,11 @@ def _origin(fields: _Fields) -> Origin:
 @lru_cache(maxsize=4096)
 def _known_origin(run: str, rank: int, session: str) -> Origin:
     """Check who speaks when it speaks first; the same few speak all the time."""
-    fields = _Fields({"run": run, "rank": rank, "session": session})
+    fields = Fields({"run": run, "rank": rank, "session": session})
     return Origin(fields.text("run"), fields.integer("rank", 0, MAX_RANKS - 1), fields.text("session"))
 
 
-def _numbered(fields: _Fields) -> dict[str, Any]:
+def _numbered(fields: Fields) -> dict[str, Any]:
     return {
         "origin": _origin(fields),
         "seq": fields.integer("seq"),
@@ -314,13 +183,13 @@ def _numbered(fields: _Fields) -> dict[str, Any]:
     }
 
 
-def _must_arrive(fields: _Fields) -> dict[str, Any]:
+def _must_arrive(fields: Fields) -> dict[str, Any]:
     values = _numbered(fields)
     values["first"] = fields.integer("first")
     return values
 
 
-def _read_hello(fields: _Fields, _: _Tensors) -> Hello:
+def _read_hello(fields: Fields, _: _Tensors) -> Hello:
     layers = tuple(_read_layer(item) for item in fields.maps("layers", MAX_LAYERS))
     if len({layer.name for layer in layers}) != len(layers):
         raise WireError("field", "layers: two of one name")
@@ -335,7 +204,7 @@ def _read_hello(fields: _Fields, _: _Tensors) -> Hello:
     )
 
 
-def _read_layer(fields: _Fields) -> Layer:
+def _read_layer(fields: Fields) -> Layer:
     kind = fields.text("kind")
     if kind not in CODEBOOK_KINDS:
         raise WireError("field", f"codebook kind {kind!r} is none of {', '.join(sorted(CODEBOOK_KINDS))}")
@@ -352,7 +221,7 @@ def _read_layer(fields: _Fields) -> Layer:
     )
 
 
-def _read_step(fields: _Fields, _: _Tensors) -> Step:
+def _read_step(fields: Fields, _: _Tensors) -> Step:
     return Step(
         **_must_arrive(fields),
         step=fields.integer("step"),
@@ -369,13 +238,21 @@ def _read_step(fields: _Fields, _: _Tensors) -> Step:
     )
 
 
-def _read_steps(fields: _Fields) -> list[Step]:
-    origin, seq, first = _origin(fields), fields.integer("seq", 0, MAX_INTEGER - MAX_STEPS), fields.integer("first")
+def _several(fields: Fields) -> tuple[Sequence[int], Sequence[int], int]:
+    """Return the numbers and times of steps told together, and the number of the first one's message."""
     steps = fields.integers("step", MAX_STEPS)
-    count = len(steps)
     times = fields.integers("time_ns", MAX_STEPS)
-    if len(times) != count:
-        raise WireError("field", f"time_ns: {len(times)} for {count} steps")
+    if len(times) != len(steps):
+        raise WireError("field", f"time_ns: {len(times)} for {len(steps)} steps")
+    return steps, times, fields.integer("seq", 0, MAX_INTEGER - MAX_STEPS)
+
+
+def _read_steps(fields: Fields, buffers: Sequence[Frame]) -> list[Step]:
+    if buffers:
+        raise WireError("frames", f"{len(buffers)} buffers for steps, which have none")
+    origin, first = _origin(fields), fields.integer("first")
+    steps, times, seq = _several(fields)
+    count = len(steps)
     losses = fields.columns("losses", count)
     rates = fields.columns("learning_rates", count)
     norms = fields.column("gradient_norm", count)
@@ -398,7 +275,31 @@ def _read_steps(fields: _Fields) -> list[Step]:
     return told
 
 
-def _read_codes(fields: _Fields, tensors: _Tensors) -> Codes:
+def _read_codes(fields: Fields, tensors: _Tensors) -> Codes:
+    numbered = _numbered(fields)
+    return _codes(fields, tensors, numbered["origin"], numbered["seq"], numbered["time_ns"], fields.integer("step"))
+
+
+def _read_codes_of_steps(fields: Fields, buffers: Sequence[Frame]) -> list[Codes]:
+    origin = _origin(fields)
+    steps, times, seq = _several(fields)
+    each, rest = divmod(len(buffers), len(steps))
+    if rest:
+        raise WireError("frames", f"{len(buffers)} buffers for {len(steps)} steps")
+    if sum(memoryview(buffer).nbytes for buffer in buffers) > MAX_MESSAGE_BYTES:
+        raise WireError("limit", f"the codes of {len(steps)} steps, {MAX_MESSAGE_BYTES} bytes allowed")
+    parts = [_tensors(fields, buffers[index * each : (index + 1) * each]) for index in range(len(steps))]
+    first = _codes(fields, parts[0], origin, seq, times[0], steps[0])
+    return [first] + [
+        Codes(
+            origin, seq + index, times[index], steps[index], first.layers, parts[index]["indices"],
+            parts[index].get("mask"), first.part, first.parts,
+        )
+        for index in range(1, len(steps))
+    ]  # fmt: skip
+
+
+def _codes(fields: Fields, tensors: _Tensors, origin: Origin, seq: int, time_ns: int, step: int) -> Codes:
     layers = fields.texts("layers", MAX_LAYERS)
     indices = _tensor(tensors, "indices", INTEGER_DTYPES, 1, MAX_DIMENSIONS)
     mask = _tensor(tensors, "mask", _MASK_DTYPES, 0, MAX_DIMENSIONS, required=False)
@@ -407,18 +308,12 @@ def _read_codes(fields: _Fields, tensors: _Tensors) -> Codes:
         raise WireError("shape", f"indices: {indices.shape[0]} rows for {len(layers)} layers")
     if mask is not None and mask.shape != indices.shape[1:]:
         raise WireError("shape", f"mask: {list(mask.shape)} beside indices {list(indices.shape)}")
-    return Codes(
-        **_numbered(fields),
-        step=fields.integer("step"),
-        layers=layers,
-        indices=indices,
-        mask=mask,
-        part=fields.integer("part", 0, MAX_LAYERS, default=0),
-        parts=fields.integer("parts", 1, MAX_LAYERS, default=1),
-    )
+    part = fields.integer("part", 0, MAX_LAYERS, default=0)
+    parts = fields.integer("parts", 1, MAX_LAYERS, default=1)
+    return Codes(origin, seq, time_ns, step, layers, indices, mask, part, parts)
 
 
-def _read_codebooks(fields: _Fields, tensors: _Tensors) -> Codebooks:
+def _read_codebooks(fields: Fields, tensors: _Tensors) -> Codebooks:
     named: dict[tuple[str, str], Tensor] = {}
     for name, tensor in tensors.items():
         layer, _, part = name.rpartition("/")
@@ -459,7 +354,7 @@ def _check_pair(original: Tensor | None, reconstructed: Tensor | None, mask: Ten
         raise WireError("shape", f"mask {list(mask.shape)} beside original {list(original.shape)}")
 
 
-def _read_reconstruction(fields: _Fields, tensors: _Tensors) -> Reconstruction:
+def _read_reconstruction(fields: Fields, tensors: _Tensors) -> Reconstruction:
     original = _tensor(tensors, "original", FLOAT_DTYPES, 2, 4)
     reconstructed = _tensor(tensors, "reconstructed", FLOAT_DTYPES, 2, 4)
     mask = _tensor(tensors, "mask", _MASK_DTYPES, 1, 3, required=False)
@@ -471,7 +366,7 @@ def _read_reconstruction(fields: _Fields, tensors: _Tensors) -> Reconstruction:
     )
 
 
-def _read_evaluation(fields: _Fields, tensors: _Tensors) -> Evaluation:
+def _read_evaluation(fields: Fields, tensors: _Tensors) -> Evaluation:
     phase = fields.text("phase")
     if phase not in EVALUATION_PHASES:
         raise WireError("field", f"phase {phase!r} is none of {', '.join(sorted(EVALUATION_PHASES))}")
@@ -500,7 +395,7 @@ def _read_evaluation(fields: _Fields, tensors: _Tensors) -> Evaluation:
     )
 
 
-def _read_goodbye(fields: _Fields, _: _Tensors) -> Goodbye:
+def _read_goodbye(fields: Fields, _: _Tensors) -> Goodbye:
     return Goodbye(
         **_must_arrive(fields),
         step=fields.integer("step"),
@@ -509,19 +404,19 @@ def _read_goodbye(fields: _Fields, _: _Tensors) -> Goodbye:
     )
 
 
-def _read_welcome(fields: _Fields, _: _Tensors) -> Welcome:
+def _read_welcome(fields: Fields, _: _Tensors) -> Welcome:
     return Welcome(fields.text("session"), fields.text("daemon"), fields.integer("next"))
 
 
-def _read_ack(fields: _Fields, _: _Tensors) -> Ack:
+def _read_ack(fields: Fields, _: _Tensors) -> Ack:
     return Ack(fields.text("session"), fields.integer("seq"))
 
 
-def _read_stop(fields: _Fields, _: _Tensors) -> Stop:
+def _read_stop(fields: Fields, _: _Tensors) -> Stop:
     return Stop(fields.text("session"), fields.text("reason", "", longest=512, empty=True))
 
 
-_READERS: Final[Mapping[str, Callable[[_Fields, _Tensors], Message]]] = {
+_READERS: Final[Mapping[str, Callable[[Fields, _Tensors], Message]]] = {
     "hello": _read_hello,
     "step": _read_step,
     "codes": _read_codes,

@@ -42,7 +42,11 @@ def encode(message: Message) -> list[Frame]:
     return [header, *(tensor.data for tensor in tensors)]
 
 
-def encode_header(message: Message) -> tuple[bytes, list[Tensor]]:
+Encoded: TypeAlias = tuple[bytes, list[Tensor]]
+"""A message's header, and the tensors whose buffers follow it."""
+
+
+def encode_header(message: Message) -> Encoded:
     """Return the header of a message, and the tensors whose buffers follow it. Raises as :func:`encode` does."""
     header, tensors = _PACKERS[message.kind](message)
     header["v"] = VERSION
@@ -59,7 +63,7 @@ def encode_step(
 
     What :func:`encode` gives for a message, for those who send one at every step: six times as fast.
     """
-    return [_packed(_step_header("step", origin, seq, first, time_ns, step, fields))]
+    return [_packed(_step_header(origin, seq, first, time_ns, step, fields))]
 
 
 def encode_steps(
@@ -71,15 +75,31 @@ def encode_steps(
     list with one number for each step; ``dropped``, ``every`` and ``overhead`` are the last step's. At most
     :data:`MAX_STEPS` steps; :func:`~vqwatch.wire.decode_each` gives them back one by one.
     """
-    return [_packed(_step_header("steps", origin, seq, first, times_ns, steps, fields))]
+    return [_packed(_step_header(origin, seq, first, times_ns, steps, fields))]
+
+
+def encode_codes_of_steps(codes: Sequence[Codes]) -> Encoded:
+    """Return the header of one message that stands for the codes of several steps, and the tensors that follow it.
+
+    They are numbered from the first one's ``seq`` on, and their tensors are alike. At most :data:`MAX_STEPS`;
+    :func:`~vqwatch.wire.decode_each` gives them back one by one.
+    """
+    header, tensors = _pack_codes(codes[0])
+    header["v"], header["kind"] = VERSION, "codes"
+    header["tensors"] = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors]
+    header["step"] = [each.step for each in codes]
+    header["time_ns"] = [each.time_ns for each in codes]
+    if codes[0].mask is None:
+        return _packed(header), [each.indices for each in codes]
+    return _packed(header), [tensor for each in codes for tensor in (each.mask, each.indices) if tensor is not None]
 
 
 def _step_header(
-    kind: str, origin: Origin, seq: int, first: int, time_ns: Any, step: Any, fields: Mapping[str, Any]
+    origin: Origin, seq: int, first: int, time_ns: Any, step: Any, fields: Mapping[str, Any]
 ) -> dict[str, Any]:
     return {
         "v": VERSION,
-        "kind": kind,
+        "kind": "step",
         "run": origin.run,
         "rank": origin.rank,
         "session": origin.session,

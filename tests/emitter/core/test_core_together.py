@@ -12,8 +12,19 @@ import pytest
 from tests.emitter.core.hand import Peer, array, until
 
 from vqwatch.backlog import Backlog
-from vqwatch.link import Link
-from vqwatch.wire import Codes, Hello, Message, Origin, Step, Tensor, encode, encode_steps
+from vqwatch.link import Link, Make
+from vqwatch.wire import (
+    Codes,
+    Encoded,
+    Hello,
+    Origin,
+    Step,
+    Tensor,
+    encode,
+    encode_codes_of_steps,
+    encode_header,
+    encode_steps,
+)
 
 ORIGIN = Origin("test", 0, "s1")
 
@@ -26,9 +37,15 @@ class Slot:
         self.data = memoryview(self.codes).cast("B")
         self._parts = [self.data[step * 128 : step * 128 + 128] for step in range(steps)]
 
-    def make(self, step: int, at: int) -> Callable[[int], Message]:
-        tensor = Tensor("i16", (1, 64), self._parts[at])
-        return lambda seq: Codes(ORIGIN, seq, 0, step, ("0",), tensor)
+    def _codes(self, step: int, at: int, seq: int) -> Codes:
+        return Codes(ORIGIN, seq, 0, step, ("0",), Tensor("i16", (1, 64), self._parts[at]))
+
+    def make(self, step: int, at: int) -> Make:
+        return lambda seq: encode_header(self._codes(step, at, seq))
+
+    def make_each(self, steps: range) -> Make:
+        """Return what makes one message of the codes of steps that begin with this slot."""
+        return lambda seq: encode_codes_of_steps([self._codes(step, at, seq + at) for at, step in enumerate(steps)])
 
     def place(self, data: Any) -> int:
         return 128 * next(at for at, part in enumerate(self._parts) if part is data)
@@ -43,11 +60,11 @@ def as_one(*numbers: int) -> Callable[[int, int], list[Any]]:
     return lambda seq, first: encode_steps(ORIGIN, seq, first, [0] * len(numbers), numbers, losses)
 
 
-def cannot_be_made(_seq: int) -> Message:
+def cannot_be_made(_seq: int) -> Encoded:
     raise ValueError("no such array")
 
 
-def was_left_out(_seq: int) -> Message:
+def was_left_out(_seq: int) -> Encoded:
     raise KeyError("codebooks")
 
 
@@ -70,9 +87,9 @@ class Line:
         self.peer.take(20)
 
     def together(self, steps: list[int], arrays: list[tuple[str, Any]], slot: Slot) -> None:
-        self.send([(step(number), 1) for number in steps], arrays, slot)
+        self.send([(step(number), 1) for number in steps], [(kind, make, 1) for kind, make in arrays], slot)
 
-    def send(self, messages: list[tuple[Any, int]], arrays: list[tuple[str, Any]], slot: Slot) -> None:
+    def send(self, messages: list[tuple[Any, int]], arrays: list[tuple[str, Any, int]], slot: Slot) -> None:
         self.link.together(messages, arrays, slot.data, slot.place, time.monotonic())
 
 
@@ -101,14 +118,36 @@ def test_steps_sent_as_one_message_arrive_as_steps(peer: Peer) -> None:
 
 def test_steps_told_as_one_have_a_number_each(line: Line, peer: Peer) -> None:
     slot = Slot(4)
-    codes = [("codes", slot.make(number, number)) for number in range(4)]
-    line.send([(as_one(0, 1, 2), 3), (step(3), 1)], codes, slot)
+    line.send([(as_one(0, 1, 2), 3), (step(3), 1)], [("codes", slot.make_each(range(4)), 4)], slot)
     assert (line.backlog.following, len(line.backlog)) == (6, 4), "the introduction was the first"
     line.arrive()
     assert [(message.seq, message.losses["total"]) for message in peer.of("step")] == [
         (2, 0.0), (3, 1.0), (4, 2.0), (5, 3.0),
     ]  # fmt: skip
-    assert told(peer, "codes") == [0, 1, 2, 3][: line.link.sent["codes"]]
+    came = peer.of("codes")
+    if not line.link.sent:
+        assert (came, line.dropped) == ([], {"codes:send_bytes": 4})
+        return
+    assert [(message.seq, message.step, array(message.indices)[0, 0]) for message in came] == [
+        (1, 0, 0), (2, 1, 64), (3, 2, 128), (4, 3, 192),
+    ]  # fmt: skip
+    assert (line.link.sent, line.dropped) == (Counter(codes=4), {})
+
+
+def test_codes_of_several_steps_go_alone_where_steps_cannot_take_them_along(peer: Peer) -> None:
+    line, slot = Line(peer, 8 << 20), Slot(3)
+    line.backlog.rewind(0)  # as when the daemon asks for what was lost
+    line.send([(as_one(0, 1, 2), 3)], [("codes", slot.make_each(range(3)), 3)], slot)
+    line.arrive()
+    until(lambda: len(peer.of("codes")) == 3, lambda: peer.take(1))
+    assert (told(peer, "step"), told(peer, "codes"), line.link.sent) == ([0, 1, 2], [0, 1, 2], Counter(codes=3))
+    line.link.close()
+
+
+def test_of_codes_of_several_steps_that_cannot_be_made_each_is_counted(line: Line, peer: Peer) -> None:
+    line.send([(as_one(0, 1), 2)], [("codes", cannot_be_made, 2)], Slot(2))
+    line.arrive()
+    assert (told(peer, "step"), line.link.sent, line.dropped["codes:ValueError"]) == ([0, 1], Counter(), 2)
 
 
 def test_steps_told_as_one_are_told_again_from_any_of_them(peer: Peer) -> None:
