@@ -85,18 +85,11 @@ class Outbox:
         started = time.monotonic()
         slot, numbers = batch.slot, batch.numbers
         last = batch.steps[-1]
-        messages: list[tuple[Encode, int]] = []
         for taken in batch.steps:
             if taken.items:
                 taken.tensors = slot.tensors(taken.part)
         arrays = [(kind, _make(build, steps), len(steps)) for kind, build, steps in arrays_of(batch.steps)]
-        for steps in alike(batch.steps):
-            first, with_news = steps[0], steps[-1] is last
-            if len(steps) == 1:
-                message = self._step_message(first.step, first.time_ns, first.fields(numbers), with_news)
-            else:
-                message = self._steps_message(steps, first.columns(numbers, steps), with_news)
-            messages.append((message, len(steps)))
+        messages = [self._message(steps, numbers, steps[-1] is last) for steps in alike(batch.steps)]
         self.last_step = last.step
         trackers: list[zmq.MessageTracker] = []
         try:
@@ -131,6 +124,13 @@ class Outbox:
             entry.costs[kind] = entry.costs.get(kind, 0.0) + seconds
             total += seconds
         return total
+
+    def _message(self, steps: Sequence[Taken], numbers: Sequence[float], with_news: bool) -> tuple[Encode, int]:
+        """Return what makes the message that tells these steps, and how many they are."""
+        first = steps[0]
+        if len(steps) == 1:
+            return self._step_message(first.step, first.time_ns, first.fields(numbers), with_news), 1
+        return self._steps_message(steps, first.columns(numbers, steps), with_news), len(steps)
 
     def _step_message(self, step: int, time_ns: int, fields: dict[str, Any], with_news: bool) -> Encode:
         """Return what makes a step's message of its fields; ``with_news`` adds what the emitter tells of itself."""
