@@ -18,6 +18,8 @@ from tests.watching import Daemon, TrainingProcess
 
 import vqwatch
 
+pytestmark = pytest.mark.alone
+
 Start = Callable[..., Daemon]
 
 
