@@ -21,8 +21,10 @@ lint: $(STAMPS)/dev
 types: $(STAMPS)/dev
 	$(BIN)/mypy
 
+# Two files of tests at a time; then, one by one, the tests that measure time.
 unit: $(STAMPS)/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not alone" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m alone
 
 # The real servers that the end-to-end tests talk to; installed where that is possible without asking anybody.
 servers:

@@ -225,6 +225,7 @@ def test_a_failure_that_no_alert_is_to_blame_for_is_counted_and_not_repeated_bli
     assert len(other.requests) == 2
 
 
+@pytest.mark.alone
 def test_slow_and_dead_alertmanagers_do_not_delay_the_good_one(
     alertmanager: Alertmanager, webhook: Webhook, peer: Callable[..., Peer], client: Callable[..., Alertmanagers]
 ) -> None:
@@ -329,6 +330,7 @@ def test_close_sends_what_is_queued(peer: Callable[..., Peer]) -> None:
     assert told == {f"VqA{number}" for number in range(5)}
 
 
+@pytest.mark.alone
 def test_close_gives_up_in_time_and_leaves_no_thread_behind() -> None:
     with socket.socket() as hole:
         hole.bind(("127.0.0.1", 0))

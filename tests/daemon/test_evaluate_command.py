@@ -159,7 +159,7 @@ def test_a_table_is_shown_to_people(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(arguments(checkpoint=write(tmp_path / "x.pt"), json=None)) == 0
     shown = capsys.readouterr().out
     assert "snr_db" in shown
-    assert re.search(r"\b14 samples", shown)
+    assert re.search(r"\b14\s+samples", shown)
 
 
 def test_the_examples_pair_works_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

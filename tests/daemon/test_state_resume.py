@@ -395,6 +395,7 @@ def test_a_snapshot_is_due_after_its_interval_or_when_the_journal_is_full(tmp_pa
     keeper.close()
 
 
+@pytest.mark.alone
 def test_taking_a_snapshot_does_not_hold_up_the_loop(tmp_path: Path) -> None:
     life = Life(tmp_path)
     for message, now in story(10):

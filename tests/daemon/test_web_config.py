@@ -114,6 +114,7 @@ def test_only_known_credentials_are_answered(guarded: str, authorization: str, s
     assert scrape(guarded, authorization) == status
 
 
+@pytest.mark.alone
 def test_an_idle_client_that_never_shakes_hands_does_not_hold_up_a_scrape(certificates: Path) -> None:
     server = serve(config(certificates, TLS))
     context = ssl.create_default_context(cafile=str(certificates / "server.crt"))

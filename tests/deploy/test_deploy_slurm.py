@@ -92,6 +92,7 @@ def test_the_job_fails_as_its_trainer_does(job: Start, tmp_path: Path) -> None:
     assert target(tmp_path) is None
 
 
+@pytest.mark.alone
 def test_a_signal_from_slurm_reaches_the_trainer_and_the_daemon_ends_in_order(job: Start, tmp_path: Path) -> None:
     process = job("sh", "-c", "trap 'echo saved; exit 3' TERM; while :; do sleep 0.1; done")
     wait_for(lambda: (tmp_path / "step.pid").exists(), 20.0, "the trainer")

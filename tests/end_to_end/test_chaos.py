@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tests.end_to_end.chaos import chaos
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.timeout(180)
 def test_a_daemon_killed_ten_times_under_four_ranks_ends_as_an_undisturbed_one(tmp_path: Path) -> None:

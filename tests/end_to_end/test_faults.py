@@ -22,6 +22,8 @@ from tests.watching import Daemon
 from vqwatch_daemon import keys
 from vqwatch_daemon.keys import Keys
 
+pytestmark = pytest.mark.alone
+
 STEPS = 300
 SNAPSHOTS = ("--snapshot-seconds", "0.3")
 

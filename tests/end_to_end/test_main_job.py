@@ -45,6 +45,7 @@ def _started(alert: dict[str, object]) -> float:
     return datetime.fromisoformat(str(alert["startsAt"])).timestamp()
 
 
+@pytest.mark.alone
 def test_an_alert_is_at_the_webhook_soon_after_the_step_that_raised_it(
     start_daemon: Start, alertmanager: Alertmanager, webhook: Webhook
 ) -> None:

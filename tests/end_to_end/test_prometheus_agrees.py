@@ -17,6 +17,8 @@ from tests.watching import Daemon, TrainingProcess
 from vqwatch.wire import Step
 from vqwatch_daemon.recording import read
 
+pytestmark = pytest.mark.alone
+
 RUN = "judged twice"
 STEPS = 560
 STEPS_PER_SECOND = 20.0

@@ -33,6 +33,7 @@ def test_a_measurement_that_is_missing_is_not_flat() -> None:
     assert not judge([], [], Bound(1.0, 1.0)).flat
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 def test_twenty_seconds_of_the_standard_load_lose_nothing_and_leave_nothing_open(tmp_path: Path) -> None:
     report = soak(tmp_path, minutes=1 / 3, ranks=2, rate=10.0, every=1.0, options=["--snapshot-seconds", "1"])

@@ -24,6 +24,8 @@ import pytest
 import wandb
 from tests.watching import ROOT, Daemon
 
+pytestmark = pytest.mark.alone
+
 SCRIPT = Path(__file__).with_name("logged_training.py")
 STEPS, FROZEN, KILLED = 450, 150, 300
 WARM_UP = 50

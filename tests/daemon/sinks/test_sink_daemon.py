@@ -20,6 +20,8 @@ from tests.watching import Daemon
 from vqwatch.wire import Ack, Evaluation, decode, encode
 from vqwatch_daemon.sinks.outlet import _descendants
 
+pytestmark = pytest.mark.alone
+
 
 class Peer:
     """A trainer with a socket, which waits for the answer to each message."""

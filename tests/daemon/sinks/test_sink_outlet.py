@@ -17,6 +17,8 @@ from vqwatch_daemon.sinks.fan import Sinks
 from vqwatch_daemon.sinks.outlet import Outlet
 from vqwatch_daemon.sinks.thinning import Thinner
 
+pytestmark = pytest.mark.alone
+
 Open = Callable[..., Outlet]
 QUICK = {"patience": 1.0, "back_off": (0.05,)}
 

@@ -10,6 +10,8 @@ import pytest
 from tests.daemon.web import browser
 from tests.watching import Daemon, TrainingProcess
 
+pytestmark = pytest.mark.alone
+
 RATE = ("--rate", "60")
 FIRING = (
     "[...document.querySelectorAll('.alert[data-state=firing]')].find(a => a.innerText.includes('VqLossNotFinite'))"

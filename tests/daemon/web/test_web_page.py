@@ -135,6 +135,7 @@ def test_the_first_screen_answers_the_question(page: Any) -> None:
     assert all(any(word in shown for word in words) for _, shown in tiles), "a verdict is never told by colour alone"
 
 
+@pytest.mark.alone
 def test_paint_and_data_come_early_and_plotly_after(page: Any) -> None:
     drawn(page)
     timing = page.execute_script(

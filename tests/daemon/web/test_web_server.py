@@ -36,6 +36,7 @@ def get(server: Server, path: str = "/metrics", timeout: float = 5.0) -> tuple[i
         connection.close()
 
 
+@pytest.mark.alone
 def test_two_hundred_idle_connections_do_not_stop_a_scrape(server: Server) -> None:
     threads = threading.active_count()
     with ExitStack() as stack:
@@ -102,6 +103,7 @@ def ticks(server: Server, query: str, count: int) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.alone
 def test_the_feed_tells_about_runs_alerts_and_the_run_asked_for(server: Server, fake: Any) -> None:
     fake.run_alerts = [FakeAlert()]
     started = time.perf_counter()
@@ -132,6 +134,7 @@ def test_many_pages_cost_one_rendering_per_tick(server: Server, fake: Any) -> No
     assert len(asked) <= 5
 
 
+@pytest.mark.alone
 def test_an_open_feed_does_not_hold_up_the_end(fake: Any) -> None:
     fake.run_views = [run_view()]
     server = serve(create_app(fake, metrics=scrape), port=0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -64,8 +65,9 @@ def copy_for_the_host(folder: Path) -> None:
         path.write_text(text)
 
 
-def run(checks: list[str]) -> None:
-    """Run checks by name; each prints what it found, or raises."""
+def run(checks: list[str]) -> int:
+    """Run checks by name; each prints what it found, or its traceback. Returns how many failed."""
+    failed = 0
     with tempfile.TemporaryDirectory() as folder:
         copy_for_the_host(Path(folder))
         sys.path[:0] = [folder, str(ROOT / "tests" / "benchmarks")]
@@ -80,8 +82,13 @@ def run(checks: list[str]) -> None:
         assert Path(gpu_checks.vqwatch.__file__).is_relative_to(folder), gpu_checks.vqwatch.__file__
         for check in checks:
             with tempfile.TemporaryDirectory() as endpoint:
-                print(check, getattr(gpu_checks, check)(gpu_checks.Peer(endpoint)), flush=True)
+                try:
+                    print(check, getattr(gpu_checks, check)(gpu_checks.Peer(endpoint)), flush=True)
+                except Exception:
+                    failed += 1
+                    traceback.print_exc()
+    return failed
 
 
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    sys.exit(run(sys.argv[1:]))

@@ -386,6 +386,7 @@ def test_the_model_is_left_as_it_was_found(attached: Attach) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.alone
 def test_closing_returns_at_once_where_no_daemon_is(endpoint: str) -> None:
     watch = vqwatch.attach(endpoint=endpoint)
     for step in range(20):
@@ -396,6 +397,7 @@ def test_closing_returns_at_once_where_no_daemon_is(endpoint: str) -> None:
     assert watch.dropped["codes:no_peer"] == 20
 
 
+@pytest.mark.alone
 def test_closing_waits_a_bounded_time_for_a_frozen_daemon(attached: Attach, peer: Peer) -> None:
     watch = attached()
     watch.step(0, losses={"total": 1.0})
@@ -484,6 +486,7 @@ def test_a_pass_that_fails_is_abandoned(attached: Attach, peer: Peer) -> None:
     assert [part.phase for part in peer.of("evaluation")] == ["begin", "abandon"]
 
 
+@pytest.mark.alone
 def test_an_evaluation_waits_no_longer_than_it_may_and_pushes_out_no_steps(attached: Attach, peer: Peer) -> None:
     watch = attached(backlog_bytes=6 << 20)
     watch.step(0, losses={"total": 1.0})

@@ -346,6 +346,7 @@ def test_where_the_daemon_asks_for_a_message_the_replay_begins_at_once(line: Lin
     assert steps(peer.seen) == [0, 1, 2, 3, 4, 2, 3, 4]
 
 
+@pytest.mark.alone
 def test_waiting_ends_at_once_where_no_daemon_ever_was(lines: Callable[..., Line], endpoint: str) -> None:
     line = lines(endpoint)
     line.must_arrive(1)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 SINK = Path(__file__).parents[2] / "benchmarks" / "sink.py"
 
 
