@@ -186,15 +186,19 @@ _CODEBOOK = (
         "every usage reading.",
     ),
     Metric(
-        "codebook_tokens_per_step", "codebook", "assignments", _LAYER, "Assignments in the latest step, over all ranks."
+        "codebook_tokens_per_step",
+        "codebook",
+        "assignments",
+        _LAYER,
+        "Assignments in a step, over all ranks: the mean of the steps since the last reading that had any.",
     ),
     Metric(
         "codebook_zero_index_ratio",
         "codebook",
         "ratio",
         _LAYER,
-        "Share of the latest step's assignments that went to code 0: 1 is the sign of a codebook full of NaN (argmin "
-        "of NaN is 0).",
+        "Share of the assignments since the last reading that went to code 0: 1 is the sign of a codebook full of NaN "
+        "(argmin of NaN is 0).",
     ),
     Metric(
         "codebook_assignments_total",

@@ -119,8 +119,9 @@ class Run:
         self.snapshots.rewind()
 
     def _codes(self, message: Codes, now: float) -> list[tuple[int, Readings]]:
-        updates = self.use.add(message, self.ranks.awaited, now)
-        return [self._settled(step, readings) for step, readings in updates]
+        complete = self.use.add(message, self.ranks.awaited, now)
+        updates = [self._settled(step, readings) for step, readings in complete]
+        return [(step, readings) for step, readings in updates if readings]
 
     def _settled(self, step: int, readings: Readings) -> tuple[int, Readings]:
         readings.update(self.snapshots.settle(step))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,8 +65,9 @@ def test_the_proposals_loop_is_watched_unchanged(daemon: Daemon, with_losses: bo
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     daemon.wait_for_step("moved", 29)
-    wait_for(lambda: daemon.value("vqwatch_codebook_tokens_per_step", run="moved", layer="7"))
-    assert (daemon.value("vqwatch_codebook_assignments_total", run="moved", layer="0") or 0) > 29 * 16 * 20
+    assigned = partial(daemon.value, "vqwatch_codebook_assignments_total", run="moved", layer="0")
+    wait_for(lambda: (assigned() or 0) > 29 * 16 * 20)
+    assert daemon.value("vqwatch_codebook_tokens_per_step", run="moved", layer="7")
     assert daemon.value("vqwatch_reconstruction_snr_db", run="moved") is not None
     assert daemon.value("vqwatch_ema_cluster_size_mean", run="moved", layer="3") is not None
     assert (daemon.value("vqwatch_loss", run="moved", component="recon") is not None) == with_losses

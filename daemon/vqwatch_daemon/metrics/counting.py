@@ -146,10 +146,7 @@ def _repeats_within(indices: Indices) -> Repeats:
 
 def _bincount(codes: Indices, width: int) -> Counts:
     """Count [L, n] codes below ``width``: a histogram per layer, whose codes widened to bincount's type fit a cache."""
-    found = np.empty((len(codes), width), np.int64)
-    for row, layer in zip(found, codes, strict=True):
-        row[:] = np.bincount(layer, minlength=width)
-    return found
+    return np.array([np.bincount(layer, minlength=width) for layer in codes])
 
 
 def _count_true(flags: NDArray[np.bool_]) -> Counts:

@@ -1,6 +1,6 @@
 """All readings of codebook use at once, by the catalogue's names, each only where its evidence supports it.
 
-The readings of :func:`judged` are needed after every training step. They share five sums over the codes of each layer
+The readings of :func:`judged` are needed every few training steps. They share five sums over the codes of each layer
 (:func:`sums`); what follows from those is arithmetic on a handful of numbers, in plain Python.
 """
 
@@ -70,7 +70,7 @@ def per_layer(counts: Counts, sizes: Sizes, repeats: Repeats) -> dict[str, Float
 
 
 def judged(counts: Counts, sizes: Sequence[int], repeats: Repeats) -> dict[str, list[float]]:
-    """Return the readings of :func:`per_layer` that alerts rest on, cheap enough for every training step.
+    """Return the readings of :func:`per_layer` that alerts rest on, cheap enough for every few steps.
 
     They are those of the functions in ``codebook.py``, ``entropy.py`` and ``evidence.py``, value by value.
     """
