@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -93,3 +94,14 @@ _NUMPY = {"u8": "u1", "i8": "i1", "i16": "<i2", "i32": "<i4", "i64": "<i8", "f16
 def array(tensor: wire.Tensor) -> NDArray[Any]:
     """Return a tensor from the wire as an array."""
     return np.frombuffer(tensor.data, _NUMPY[tensor.dtype]).reshape(tensor.shape)
+
+
+def meet(watch: Any, seconds: float = 20.0) -> None:
+    """Wait until the daemon's end has answered, so that nothing of the first step is left out.
+
+    ``flush()`` alone gives up soon where nobody answers, which on a busy machine may only not have happened yet.
+    """
+    deadline = time.monotonic() + seconds
+    while not watch.flush(seconds):
+        assert time.monotonic() < deadline, "nobody answers"
+        time.sleep(0.01)

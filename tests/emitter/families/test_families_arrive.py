@@ -13,8 +13,7 @@ from cases import CASES, OLD, Case
 from ledger import LEDGER, Row
 from libraries import OLD_LUCIDRAINS, older, version
 from numpy.typing import NDArray
-from receiver import Receiver
-from tests.servers import wait_for
+from receiver import Receiver, meet
 from training import Truth, Watched, train
 
 import vqwatch
@@ -33,7 +32,7 @@ def watched_training(case: Case, receiver: Receiver) -> tuple[Any, list[Truth]]:
     model = Watched(case)
     truths: list[Truth] = []
     watch = vqwatch.attach(model, run="families", endpoint=receiver.endpoint, budget=float("inf"), every=EVERYTHING)
-    wait_for(lambda: watch.flush(10), what="the receiver's welcome")  # flush() gives up soon where nobody answers
+    meet(watch)
 
     def tell(step: int, loss: torch.Tensor, truth: Truth) -> None:
         watch.step(step, losses={"total": loss})

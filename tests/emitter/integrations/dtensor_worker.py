@@ -18,6 +18,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
+
+from receiver import meet
+
 import vqwatch
 
 STEPS = (
@@ -73,7 +77,7 @@ def main() -> None:
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     told = given(init_device_mesh("cpu", (ranks,)), rank)
     watch = vqwatch.attach(run="dtensors", budget=float("inf"), every={"reconstruction": 1})
-    assert watch.flush(20)
+    meet(watch)
     take: Callable[..., None] = watch.step
     for step, name in enumerate(STEPS):
         take(step, **told[name])

@@ -21,6 +21,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
 import standins
+from receiver import meet
 from small import Autoencoder
 
 import vqwatch
@@ -87,7 +88,7 @@ def train(kind: str, rank: int) -> dict[str, Tensor]:
         optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05)
         watch = attach(wrapped, optimizer)
     torch.manual_seed(100 + rank)
-    assert watch.flush(20)
+    meet(watch)
     codes, books, sizes, norms = [], [], [], []
     for step in range(1, STEPS + 1):
         output = wrapped(torch.randn(2, 5, 6))

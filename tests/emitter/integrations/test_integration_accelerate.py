@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 import torch
-from receiver import Receiver
+from receiver import Receiver, meet
 from small import Autoencoder, features
 from torch.utils.data import DataLoader
 
@@ -25,7 +25,7 @@ def train(receiver: Receiver, epochs: int = 1, accumulation: int = 1) -> int:
         model, optimizer, run="accelerate", endpoint=receiver.endpoint, rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )  # fmt: skip
-    assert watch.flush(10)  # the receiver is there, so that nothing of the first step is left out
+    meet(watch)
     step, stopped = 0, False
     for _ in range(epochs):
         for batch in loader:

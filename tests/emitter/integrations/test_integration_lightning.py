@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from receiver import Receiver
+from receiver import Receiver, meet
 from small import Autoencoder, features
 from torch.utils.data import DataLoader
 
@@ -48,7 +48,7 @@ class Acquainted(VqwatchCallback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
         assert self.watch is not None
-        assert self.watch.flush(10)
+        meet(self.watch)
 
 
 def fit(module: Module, receiver: Receiver, **options: Any) -> Any:

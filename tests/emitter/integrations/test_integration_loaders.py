@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from receiver import Receiver
+from receiver import Receiver, meet
 from small import Autoencoder, features
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,7 +32,7 @@ def test_forked_workers_neither_disturb_nor_tell(receiver: Receiver) -> None:
     model = Autoencoder()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch = vqwatch.attach(model, optimizer, run="forks", endpoint=receiver.endpoint, budget=float("inf"))
-    assert watch.flush(10)
+    meet(watch)
     loader = DataLoader(Looking(model, watch), batch_size=2, num_workers=2, multiprocessing_context="fork")
     own = []
     for step, batch in enumerate(loader, 1):

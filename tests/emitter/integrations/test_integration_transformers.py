@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from receiver import Receiver
+from receiver import Receiver, meet
 from small import Autoencoder, features
 
 transformers = importlib.import_module("transformers")
@@ -43,7 +43,7 @@ class Acquainted(VqwatchCallback):
     def on_train_begin(self, *arguments: Any, **named: Any) -> None:
         super().on_train_begin(*arguments, **named)
         assert self.watch is not None
-        assert self.watch.flush(10)
+        meet(self.watch)
 
 
 def train(model: torch.nn.Module, receiver: Receiver, folder: Path, **options: Any) -> Any:

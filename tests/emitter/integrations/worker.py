@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
 from libraries import library
+from receiver import meet
 from small import Autoencoder
 
 import vqwatch
@@ -46,7 +47,7 @@ def train(rank: int, mode: str) -> int:
     torch.manual_seed(100 + rank)
     few = mode != "stop"
     watch = vqwatch.attach(model, optimizer, run="ddp", budget=float("inf"), every=EVERYTHING if few else None)
-    assert watch.flush(20)
+    meet(watch)
     step = 0
     for step in range(1, 7 if few else 5001):
         loss = model(torch.randn(2, 5, 6))["loss"]
