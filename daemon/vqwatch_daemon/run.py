@@ -104,19 +104,19 @@ class Run:
         if self.ranks.returns(message.origin.rank):
             self._returned_at = now  # what it did meanwhile comes next
         if not self.ranks.step(message, now):
-            raise Refused("step_backwards", f"rank {message.origin.rank} reported step {message.step} or later before")
+            raise Refused("step_repeated", f"rank {message.origin.rank} told step {message.step} before")
         if self.training.is_late(message.step):
             self.ranks.late(message.origin.rank)
         self._delay = now - message.time_ns / 1e9
         return self.training.add(message, self.ranks.awaited, now)
 
-    def _rewind_for(self, message: Any) -> None:
-        """Go back when a new session of a rank starts at an earlier step: training resumed from a checkpoint."""
-        if not self.ranks.goes_back(message.origin.rank, message.step):
-            return
-        self.training.rewind(message.step)
-        self.use.rewind(message.step)
-        self.snapshots.rewind()
+    def _rewind_for(self, message: Step) -> None:
+        """Go back where a step does: training went on from a checkpoint, in a new session or in the same one."""
+        step = self.ranks.goes_back(message.origin.rank, message.step)
+        if step is not None:
+            self.training.rewind(step)
+            self.use.rewind(step)
+            self.snapshots.rewind()
 
     def _codes(self, message: Codes, now: float) -> list[tuple[int, Readings]]:
         complete = self.use.add(message, self.ranks.awaited, now)

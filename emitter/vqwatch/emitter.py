@@ -227,6 +227,9 @@ class Emitter:
     ) -> None:
         """Tell what training step ``step`` did. Returns at once, never raises.
 
+        Steps rise; an earlier one than the latest means that training went back to a checkpoint, and readings go back
+        with it. The same one again is refused by the daemon.
+
         ``losses`` maps names to numbers or one-element tensors (a single one is called "total"). ``codes`` are the
         assignments of this step, integers, negative where there is none: ``[B, T, L]`` or ``[B, L]`` with the layers in
         the *last* axis, ``[L, B, T]`` where only the first axis fits the model's number of layers, a list with one

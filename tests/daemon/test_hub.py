@@ -79,9 +79,9 @@ def test_runs_do_not_touch_each_other(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_counted_by_reason_and_the_daemon_goes_on(tmp_path: Path) -> None:
     here, trainer = hub(tmp_path), Trainer()
     say(here, trainer, trainer.hello(layers(1)), trainer.codes(1, [[0]], names=("7",)))
-    say(here, trainer, trainer.step(5), trainer.step(4))
+    say(here, trainer, trainer.step(5), trainer.step(5))
     rejected = here.own_readings()["messages_rejected_total"]
-    assert rejected == {("unknown_layer",): 1.0, ("step_backwards",): 1.0}
+    assert rejected == {("unknown_layer",): 1.0, ("step_repeated",): 1.0}
     say(here, trainer, trainer.step(6, losses={"total": 1.0}))
     assert here.runs["r"].readings["step"] == {(): 6.0}
 

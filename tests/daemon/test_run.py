@@ -135,13 +135,66 @@ def test_an_update_ratio_that_a_trainer_tells_is_read_and_one_it_does_not_is_abs
     assert run.readings["update_to_weight_ratio"] == {(): 1e-3}
 
 
-def test_a_step_that_goes_backwards_is_refused_and_changes_nothing() -> None:
+def test_a_step_told_twice_is_refused_and_changes_nothing() -> None:
     run, [trainer] = opened()
     run.apply(trainer.step(10, losses={"total": 1.0}), 0.0)
     with pytest.raises(Refused) as caught:
-        run.apply(trainer.step(9, losses={"total": 2.0}), 0.0)
-    assert caught.value.reason == "step_backwards"
+        run.apply(trainer.step(10, losses={"total": 2.0}), 0.0)
+    assert caught.value.reason == "step_repeated"
     assert run.readings["loss"] == {("total",): 1.0}
+
+
+def tell(run: Run, trainer: Trainer, steps: range, code: int) -> None:
+    """Let a rank tell steps in which every vector got one code."""
+    for step in steps:
+        run.apply(trainer.step(step, losses={"total": float(code)}), 0.0)
+        run.apply(trainer.codes(step, [[code], [code]]), 0.0)
+
+
+def test_a_training_that_goes_back_in_the_same_session_takes_the_run_back() -> None:
+    run, [trainer] = opened(window=20)
+    tell(run, trainer, range(1, 5), 1)
+    tell(run, trainer, range(3, 6), 2)
+    assert run.readings["loss"] == {("total",): 2.0}
+    assert run.readings["step"] == {(): 5.0}
+    assert usage(run)[:3] == [0, 2, 3]
+
+
+def test_a_training_that_numbers_the_steps_of_each_epoch_anew_is_watched_in_every_epoch() -> None:
+    run, [trainer] = opened(window=20)
+    for epoch in range(3):
+        tell(run, trainer, range(10), epoch)
+        assert run.readings["loss"] == {("total",): float(epoch)}
+        assert usage(run)[: epoch + 1] == [0] * epoch + [10]
+
+
+def test_ranks_that_go_back_one_after_another_go_back_once() -> None:
+    run, trainers = opened(ranks=2, window=20)
+    for step in range(1, 9):
+        for trainer in trainers:
+            tell(run, trainer, range(step, step + 1), 1)
+    tell(run, trainers[0], range(3, 5), 2)
+    tell(run, trainers[1], range(9, 11), 1)  # on their way when the other one went back
+    tell(run, trainers[1], range(3, 5), 3)
+    assert usage(run)[:4] == [0, 4, 2, 2]
+    for trainer, code in zip(trainers, (2, 3), strict=True):
+        tell(run, trainer, range(5, 11), code)
+    assert usage(run)[:4] == [0, 4, 8, 8]
+    assert run.readings["loss"] == {("total",): 2.5}
+    assert run.readings["step"] == {(): 10.0}
+
+
+def test_what_a_rank_told_before_it_went_back_too_makes_no_later_step_late() -> None:
+    run, trainers = opened(ranks=2, window=20)
+    for trainer in trainers:
+        tell(run, trainer, range(1, 9), 1)
+    tell(run, trainers[0], range(3, 5), 2)
+    tell(run, trainers[1], range(9, 11), 1)
+    run.tick(100.0)  # longer than anybody waits for the rank that does not come
+    for trainer in trainers[::-1]:
+        tell(run, trainer, range(5 if trainer is trainers[0] else 3, 7), 2)
+    assert run.readings["loss"] == {("total",): 2.0}
+    assert not run.training.is_late(7)
 
 
 def test_a_new_session_that_starts_earlier_takes_the_run_back() -> None:

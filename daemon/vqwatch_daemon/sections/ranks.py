@@ -110,7 +110,7 @@ class Ranks:
         self._ranks[number].late += 1
 
     def step(self, message: Step, now: float) -> bool:
-        """Take a step's report; return False when the rank had been as far before in this session."""
+        """Take a step's report; return False when the rank told the same step before."""
         rank = self._ranks[message.origin.rank]
         if rank.first_step is not None and message.step <= rank.step:
             return False
@@ -138,23 +138,29 @@ class Ranks:
         if self._latest is None or message.step > self._latest[1] or number == self._latest[0]:
             self._latest = (number, message.step, seconds, now)
 
-    def goes_back(self, number: int, step: int) -> bool:
-        """Return whether ``step``, the first of a rank's new session, takes the run back to a checkpoint.
+    def goes_back(self, number: int, step: int) -> int | None:
+        """Return the step from which on all is to be forgotten if ``step`` takes the run back to a checkpoint, or None.
 
-        It does when the rank's earlier session had come as far or further; but when another rank took the run back
-        already, the ranks that follow it do not do so again.
+        It does where a rank's new session begins no further than the one before had come, or where a rank tells a step
+        before its latest: the same one again is no going back. The ranks that follow one that took the run back do not
+        do so again; but what they told in the meantime, of steps that nobody has come to since, is to be forgotten.
         """
         rank = self._ranks[number]
-        if rank.first_step is not None or step > rank.step:
-            return False
+        begins = rank.first_step is None
+        if step > rank.step or (step == rank.step and not begins):
+            return None
         follows = rank.era < self._era and step >= self._rewound_to
-        if not follows:
+        forget: int | None = step
+        if follows:
+            reached = max((other.step for other in self._ranks.values() if other.era == self._era), default=step)
+            forget = None if begins else reached + 1
+        else:
             self._era += 1
             self._rewound_to = step
             self._latest = None
         rank.era = self._era
         rank.step = -1
-        return not follows
+        return forget
 
     def goodbye(self, message: Goodbye, now: float) -> None:
         """A session ends on purpose."""
