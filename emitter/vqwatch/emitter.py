@@ -490,7 +490,10 @@ class Emitter:
         return self._capture.pinned_bytes if self._on else 0
 
     def flush(self, timeout: float = 2.0) -> bool:
-        """Wait until all that must arrive was acknowledged, at most ``timeout`` seconds; return whether it was."""
+        """Wait until all that must arrive was acknowledged, at most ``timeout`` seconds; return whether it was.
+
+        Where no daemon has answered yet it gives up a quarter of a second after :func:`attach`.
+        """
         done: list[bool] = []
         self._flush(timeout, done)
         return bool(done and done[0])
