@@ -49,7 +49,9 @@ LONGEST_PATIENCE_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 0.25
 """How long after its start a link that never heard of a daemon may still hope for one when it is closed."""
 
-_REPLAY_SECONDS: Final = 300e-6
+MOST_ANSWERS: Final = 64
+"""Answers that are read in one turn."""
+
 _OPTIONS: Final = {
     zmq.IMMEDIATE: 1,
     zmq.LINGER: 0,
@@ -75,6 +77,8 @@ _TCP_OPTIONS: Final = {
 _send_frame: Final = zmq.backend.Socket.send
 _DONTWAIT: Final = int(zmq.DONTWAIT)
 _SNDMORE: Final = int(zmq.SNDMORE)
+_POLLIN: Final = int(zmq.POLLIN)
+_POLLOUT: Final = int(zmq.POLLOUT)
 
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
@@ -313,10 +317,12 @@ class Link:
     def turn(self, now: float, at_most: int = 16) -> None:
         """Take in what the daemon answered and go on with the backlog; call it at every step. Never waits."""
         events = int(self._socket.getsockopt(zmq.EVENTS))
-        if events & zmq.POLLIN:
+        for _ in range(MOST_ANSWERS):
+            if not events & _POLLIN:
+                break
             self._receive(now)
             events = int(self._socket.getsockopt(zmq.EVENTS))
-        self.writable = bool(events & zmq.POLLOUT)
+        self.writable = bool(events & _POLLOUT)
         if not self.backlog.acknowledged and self.writable:
             if not self.backlog.sent_all:
                 self._send_backlog(now, at_most)
@@ -332,18 +338,15 @@ class Link:
         self._patience = min(2 * self._patience, LONGEST_PATIENCE_SECONDS)
 
     def _receive(self, now: float) -> None:
-        for _ in range(64):
-            try:
-                frames = self._socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            try:
-                message = decode(frames)
-            except WireError as error:
-                self.dropped[f"answer:{error.reason}"] += 1
-                continue
-            self._heard = now
-            self._answer(message, now)
+        try:
+            message = decode(self._socket.recv_multipart(zmq.DONTWAIT))
+        except zmq.Again:
+            return
+        except WireError as error:
+            self.dropped[f"answer:{error.reason}"] += 1
+            return
+        self._heard = now
+        self._answer(message, now)
 
     def _answer(self, message: Message, now: float) -> None:
         if isinstance(message, Ack):
