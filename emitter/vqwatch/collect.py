@@ -33,7 +33,6 @@ GRADIENT_KEY: Final = ("gradients",)
 LATENT_ROWS: Final = 64
 """Vectors of a layer's input that travel with a codebook snapshot."""
 
-Array = Any
 Build = Callable[["Arrived", int], Message]
 """Makes a message of what has arrived, and the message's number."""
 

@@ -31,10 +31,7 @@ of steps.
 EVERYTHING: Final[Mapping[str, int]] = MappingProxyType(dict.fromkeys(DEFAULT_EVERY, 1))
 
 ORDINARY: Final = frozenset({SCALARS, CODES, ENERGIES})
-"""Kinds that an ordinary step has, or may have."""
-
-RIDING: Final = frozenset({CLUSTERS})
-"""Kinds that ordinary steps on a device take along when they are copied, at the last of the steps copied together."""
+"""Kinds that an ordinary step has, or may have; cluster sizes are taken along when several of them are copied."""
 
 BESIDE: Final = frozenset({CODEBOOKS, RECONSTRUCTION, GRADIENTS})
 """Kinds that are taken at their step, beside what is ordinary in it."""

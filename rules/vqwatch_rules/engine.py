@@ -73,9 +73,7 @@ class Engine:
     def __init__(self, ruleset: RuleSet, *, max_runs: int = MAX_RUNS) -> None:
         self.ruleset = ruleset
         self.rule_errors: dict[str, int] = {}
-        """Evaluations that failed, by alert name."""
-        self.alerts_refused = 0
-        """Alerts not raised because a rule already had as many as it may."""
+        """Evaluations that failed, and alerts beyond :data:`MAX_ALERTS_PER_RULE`, by alert name."""
         self._max_runs = max_runs
         self._runs: dict[str, _Run] = {}
         self._resolved: dict[tuple[tuple[str, str], ...], Alert] = {}
@@ -296,7 +294,7 @@ class Engine:
         self, state: _Run, watch: Watch, labels: Labels, value: float, step: int, now: float, out: list[Transition]
     ) -> None:
         if len(watch.records) >= MAX_ALERTS_PER_RULE:
-            self.alerts_refused += 1
+            self._failed(watch.rule)
             return
         record = begin(value, step, now, watch.grade.hold)
         watch.records[labels] = record

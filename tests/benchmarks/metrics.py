@@ -182,7 +182,6 @@ def training_cases(rng: np.random.Generator) -> list[Case]:
     tensors = {name: torch.tensor(value) for name, value in losses.items()}
     smoothed, steps, values = training.Smoothed(), list(range(100)), rng.random(100).tolist()
     trend, ahead = Trend(100, enumerate(values)), count(100)
-    times = np.cumsum(rng.random(100)).tolist()
 
     def ratios() -> object:
         return training.loss_shares(losses), training.ratio(losses["vq"], losses["recon"])
@@ -195,7 +194,6 @@ def training_cases(rng: np.random.Generator) -> list[Case]:
         Case("loss shares and VQ to reconstruction", ratios, lambda: proposal.loss_ratios(tensors)),
         Case("smoothed loss", lambda: smoothed.update(1, 1.5)),
         Case("trend of the last 100 readings, after a new one", moved_on, lambda: np.polyfit(steps, values, 1)),
-        Case("steps per second of 100 pairs", lambda: training.steps_per_second(steps, times)),
         Case("residual ratios and gains of 8 layers", lambda: residuals.residuals(1.0, [0.5] * LAYERS)),
     ]
 

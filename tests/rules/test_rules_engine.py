@@ -560,6 +560,16 @@ def test_a_rule_that_fails_spoils_only_itself_and_is_counted(engine: Build) -> N
     assert subject.rule_errors == {"VqBroken": 1}
 
 
+def test_alerts_beyond_what_a_rule_may_have_are_counted(engine: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqwatch_rules.engine.MAX_ALERTS_PER_RULE", 2)
+    low = {"metric": "codebook_perplexity", "is": "below", "threshold": 0.5}
+    subject = engine(rule(when=low))
+    readings = {"codebook_perplexity": {(str(layer),): 0.0 for layer in range(5)}}
+    subject.observe("run", 1, 1.0, readings)
+    assert states(subject) == ["firing"] * 2
+    assert subject.rule_errors == {"VqTest": 3}
+
+
 def test_thresholds_can_differ_for_single_runs(engine: Build) -> None:
     subject = engine(
         rule(when=above(3)),

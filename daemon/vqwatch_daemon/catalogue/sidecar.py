@@ -141,7 +141,7 @@ SIDECAR: Final = (
         "sidecar",
         "errors",
         ("rule",),
-        "Rules that failed to evaluate.",
+        "Rules that failed to evaluate, and alerts beyond the 4,096 that a rule may have at once.",
         kind="counter",
         per_run=False,
     ),

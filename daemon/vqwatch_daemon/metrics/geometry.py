@@ -41,7 +41,6 @@ class Geometry:
     effective_rank: float
     near_duplicate_ratio: float
     norm_spread_ratio: float
-    median_norm: float
     nonfinite_values: int
 
 
@@ -57,7 +56,7 @@ def geometry(codebook: Floats, active: Mask | None = None, *, rank: bool = True)
     books = as_books(codebook)
     bad = nonfinite_values(books)
     if bad:
-        return Geometry(NAN, NAN, NAN, NAN, NAN, bad)
+        return Geometry(NAN, NAN, NAN, NAN, bad)
     chosen = np.ones(books.shape[:2], bool) if active is None else _as_heads(active, books)
     variances, ranks, twins, spreads, norms = [], [], 0.0, [], []
     for book, rows_used in zip(books, chosen, strict=True):
@@ -76,7 +75,6 @@ def geometry(codebook: Floats, active: Mask | None = None, *, rank: bool = True)
         effective_rank=_mean(ranks),
         near_duplicate_ratio=twins / len(books),
         norm_spread_ratio=_largest(spreads),
-        median_norm=float(np.median(norms)),
         nonfinite_values=0,
     )
 

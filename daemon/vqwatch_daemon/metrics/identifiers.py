@@ -8,7 +8,7 @@ the run. The same sample of joint codes serves the mutual information of layers 
 from collections.abc import Mapping
 from functools import lru_cache
 from math import exp, expm1, log
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,11 +157,6 @@ class IdentifierSample:
         priorities = np.log(exponential) - self._decay * self._position
         self._insert(codes[:, valid].T, priorities)
         self._position += offered
-
-    def merge(self, other: Self) -> None:
-        """Take in a sample of another stream (a rank, a restart) with as many layers; both are taken to end now."""
-        shift = self._decay * (self._position - other._position)
-        self._insert(other._codes[: other._held], other._priorities[: other._held] - shift)
 
     def state(self) -> dict[str, Any]:
         """Return a copy of what is held, for :meth:`restore`."""

@@ -10,8 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import numpy as np
-
 NAN: Final = float("nan")
 
 HALF_LIFE_STEPS: Final = 50.0
@@ -89,41 +87,10 @@ class Smoothed:
         self._step, self._total, self._weight = state
 
 
-def seconds_per_step(steps: Sequence[int], times: Sequence[float]) -> float:
-    """Return the median time of a step in seconds, from (step, time) pairs in the order they were seen.
-
-    The interval between two pairs lends its pace to each of its steps, so evaluations, checkpoints and pauses do not
-    matter until they make up half of the steps. Intervals in which the step or the clock did not advance are left out;
-    nan when none is left.
-
-    >>> seconds_per_step([1, 2, 3, 4], [0.0, 0.5, 1.0, 31.0])
-    0.5
-    """
-    advanced, passed = np.diff(np.asarray(steps, np.float64)), np.diff(np.asarray(times, np.float64))
-    forward = (advanced > 0) & (passed > 0)
-    if not forward.any():
-        return NAN
-    weights = advanced[forward]
-    paces = passed[forward] / weights
-    order = np.argsort(paces)
-    reached = np.cumsum(weights[order])
-    return float(paces[order[np.searchsorted(reached, reached[-1] / 2)]])
-
-
-def steps_per_second(steps: Sequence[int], times: Sequence[float]) -> float:
-    """Return the training speed: 1 / :func:`seconds_per_step`.
-
-    >>> steps_per_second([1, 3], [0.0, 1.0])
-    2.0
-    """
-    return 1 / seconds_per_step(steps, times)
-
-
 def stalled_ratio(seconds_since: float, usual_seconds: float, shortest: float = 1.0) -> float:
     """Return the time since the latest step over the run's usual step time, at least 0; nan when that is not known.
 
-    The usual time is the median (:func:`seconds_per_step`), and at least ``shortest`` seconds, lest a run of fast steps
-    be called stalled for a hiccup.
+    The usual time is taken as ``shortest`` seconds at least, lest a run of fast steps be called stalled for a hiccup.
 
     >>> stalled_ratio(30.0, usual_seconds=2.0), stalled_ratio(0.5, usual_seconds=0.01)
     (15.0, 0.5)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from vqwatch_daemon.catalogue import CATALOGUE
-from vqwatch_daemon.readings import Labels, Series
+from vqwatch_daemon.readings import Series
 
 PREFIX: Final = "vqwatch"
 
@@ -98,15 +98,6 @@ def named(metric: str, series: Series) -> Iterator[tuple[str, float]]:
     if metric not in _BY_METRIC:
         for labels, value in series.items():
             yield "/".join((PREFIX, metric, *labels)), value
-
-
-def key_of(metric: str, labels: Labels) -> str:
-    """Return the key of one series that is not folded.
-
-    >>> key_of("reconstruction_snr_db", ())
-    'recon/snr_db'
-    """
-    return next(key for key, _ in named(metric, {labels: 0.0}))
 
 
 def alert_key(name: str) -> str:

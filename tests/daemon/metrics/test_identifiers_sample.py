@@ -203,42 +203,6 @@ def test_a_collapse_late_in_a_long_run_shows_within_a_few_steps() -> None:
     assert sample.compute().effective_count < 200
 
 
-def test_samples_of_ranks_merge_into_one_of_their_common_stream() -> None:
-    rng = np.random.default_rng(32)
-    ranks = [IdentifierSample(layers=8, capacity=4096, half_life=50_000) for _ in range(4)]
-    for _ in range(40):
-        for rank, sample in enumerate(ranks):
-            sample.add(tuples(rng.integers(1000 * rank, 1000 * (rank + 1), 4000)), rng)
-    merged = IdentifierSample(layers=8, capacity=4096, half_life=50_000)
-    for sample in ranks:
-        merged.merge(sample)
-    shares = np.bincount(held(merged) // 1000, minlength=4) / 4096
-    assert shares == pytest.approx(np.full(4, 0.25), abs=0.04)
-    assert merged.compute().effective_count == pytest.approx(4000, rel=0.1)
-
-
-def test_merging_aligns_streams_of_different_length_at_their_ends() -> None:
-    rng = np.random.default_rng(33)
-    long, short = (IdentifierSample(layers=8, capacity=1000, half_life=10_000) for _ in range(2))
-    for _ in range(200):
-        long.add(tuples(np.zeros(1000, np.int64)), rng)
-    for _ in range(100):
-        short.add(tuples(np.ones(1000, np.int64)), rng)
-    long.merge(short)
-    assert held(long).mean() == pytest.approx(0.5, abs=0.07)
-    long.add(tuples(np.full(1000, 2)), rng)
-    assert 20 < (held(long) == 2).sum() < 60
-
-
-def test_small_samples_merge_without_loss() -> None:
-    rng = np.random.default_rng(34)
-    one, two = IdentifierSample(layers=8), IdentifierSample(layers=8)
-    one.add(tuples(np.arange(10)), rng)
-    two.add(tuples(np.arange(5, 20)), rng)
-    one.merge(two)
-    assert sorted(held(one).tolist()) == sorted([*range(10), *range(5, 20)])
-
-
 def test_the_same_stream_and_seed_give_the_same_sample() -> None:
     def sampled() -> list[int]:
         rng = np.random.default_rng(35)

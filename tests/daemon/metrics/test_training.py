@@ -12,9 +12,7 @@ from vqwatch_daemon.metrics.training import (
     Smoothed,
     loss_shares,
     ratio,
-    seconds_per_step,
     stalled_ratio,
-    steps_per_second,
 )
 
 finite = st.floats(-1e6, 1e6)
@@ -88,30 +86,6 @@ def test_steps_that_go_backwards_or_repeat_count_as_one_later() -> None:
     for step, value in ((100, 1.0), (40, 2.0), (40, 3.0)):
         rewound.update(step, value)
     assert rewound.value == pytest.approx(forward.value)
-
-
-def test_speed_is_the_usual_one_whatever_pauses_there_were() -> None:
-    steps, times, now = [], [], 1_700_000_000.0
-    for step in range(200):
-        now += 0.02 + (30.0 if step % 20 == 10 else 0.0)
-        steps.append(step)
-        times.append(now)
-    assert steps_per_second(steps, times) == pytest.approx(50, rel=1e-3)
-
-
-def test_messages_that_skip_steps_weigh_as_many_steps() -> None:
-    assert seconds_per_step([0, 100, 101, 102], [0.0, 10.0, 15.0, 20.0]) == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize(
-    ("steps", "times"), [([], []), ([1], [0.0]), ([1, 1], [0.0, 1.0]), ([2, 1], [0.0, 1.0]), ([1, 2], [5.0, 5.0])]
-)
-def test_without_progress_there_is_no_speed(steps: list[int], times: list[float]) -> None:
-    assert math.isnan(steps_per_second(steps, times))
-
-
-def test_a_clock_or_a_step_that_goes_back_is_left_out() -> None:
-    assert seconds_per_step([1, 2, 3, 2, 3, 4], [0.0, 1.0, 0.5, 1.5, 2.5, 3.5]) == pytest.approx(1.0)
 
 
 @given(st.floats(0, 1e6), st.floats(1e-6, 1e4))
