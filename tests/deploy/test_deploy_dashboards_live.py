@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,7 +35,7 @@ MAY_BE_EMPTY = {
     r"codebook_code_assignments_total": "single codes were not asked for",
     r"messages_shed_total": "the daemon keeps up",
     r"messages_late_total": "one rank, which is never behind another",
-    r"codebook_mutual_information_nats": "computed each 200 steps, from enough pairs only",
+    r"codebook_mutual_information_nats": "computed each 400 steps, from enough pairs only",
     r"update_to_weight_ratio": "the emitter does not measure it",
     r"sink_\w+": "no sink is set up",
 }
@@ -109,12 +110,17 @@ def queries() -> dict[str, str]:
 
 def test_every_panel_has_something_to_show(watched: Watched) -> None:
     asked = queries()
-    series = {title: len(watched.prometheus.query(expr)) for title, expr in asked.items()}
-    empty = {title for title, count in series.items() if count == 0}
-    print(f"{len(series)} queries, {sum(series.values())} series, {len(empty)} without any")
     allowed = re.compile(f"vqwatch_({'|'.join(MAY_BE_EMPTY)})")
-    unexplained = [title for title in empty if not any(map(allowed.fullmatch, metric_names(asked[title])))]
-    assert unexplained == []
+    needed = [title for title, expr in asked.items() if not any(map(allowed.fullmatch, metric_names(expr)))]
+
+    def empty() -> list[str]:
+        return [title for title in needed if not watched.prometheus.query(asked[title])]
+
+    deadline = time.monotonic() + 30.0
+    while (missing := empty()) and time.monotonic() < deadline:
+        time.sleep(1.0)  # some come a few scrapes later, where the machine is busy
+    assert missing == []
+    assert len(needed) > 0.7 * len(asked)
 
 
 def test_the_variables_offer_the_run_the_layers_and_the_daemon(watched: Watched) -> None:
