@@ -134,13 +134,13 @@ def test_steps_told_as_one_have_a_number_each(line: Line, peer: Peer) -> None:
     assert (line.link.sent, line.dropped) == (Counter(codes=4), {})
 
 
-def test_codes_of_several_steps_go_alone_where_steps_cannot_take_them_along(peer: Peer) -> None:
+def test_codes_of_several_steps_go_alone_where_something_waits_before_their_steps(peer: Peer) -> None:
     line, slot = Line(peer, 8 << 20), Slot(3)
-    line.backlog.rewind(0)  # as when the daemon asks for what was lost
+    line.backlog.add(step(7))
     line.send([(as_one(0, 1, 2), 3)], [("codes", slot.make_each(range(3)), 3)], slot)
     line.arrive()
     until(lambda: len(peer.of("codes")) == 3, lambda: peer.take(1))
-    assert (told(peer, "step"), told(peer, "codes"), line.link.sent) == ([0, 1, 2], [0, 1, 2], Counter(codes=3))
+    assert (told(peer, "step"), told(peer, "codes"), line.link.sent) == ([7, 0, 1, 2], [0, 1, 2], Counter(codes=3))
     line.link.close()
 
 
