@@ -75,7 +75,8 @@ CASES = (
         },
         from_start=True,
     ),
-    Case("ema-frozen", 230, {"VqEmaStalled": 220}, from_start=True),
+    # The encoder leaves the codes of the deepest layers behind: in one of eight plays their entropy fell by a tenth.
+    Case("ema-frozen", 230, {"VqEmaStalled": 220}, frozenset({"VqEntropyDrop"}), from_start=True),
     # What dies stays dead: the others' share, and their errors, grow.
     Case(
         "replacement-no-op", 230, {"VqReplacementNoOp": 230, "VqDeadCodes": 170},
@@ -90,8 +91,9 @@ CASES = (
         },
         from_start=True,
     ),
-    # The example's new codes are shorter than what they stand for; lucidrains' and moshi's are not.
-    Case("re-init", 60, {"VqEmaMovementSpike": 10}, WORSE | {"VqCodebookNormShrunk"}),
+    # The example's new codes are shorter than what they stand for; lucidrains' and moshi's are not. In one of 24
+    # plays more than half of the codes leapt by their own norm in every layer.
+    Case("re-init", 60, {"VqEmaMovementSpike": 10}, WORSE | {"VqCodebookNormShrunk", "VqCodebookReinitialised"}),
     Case("nan-loss", 40, {"VqLossNotFinite": 2, "VqGradientNotFinite": 30}),
     # Clipping takes nearly all of it away, but not the wrong direction: 3 of 60 plays.
     Case(
