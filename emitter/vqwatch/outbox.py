@@ -15,7 +15,7 @@ from .complaints import Complaints
 from .link import Link, Make
 from .routine import alike, arrays_of
 from .schedule import Schedule
-from .wire import Encoded, Frame, Origin, encode_codes_of_steps, encode_header, encode_step, encode_steps
+from .wire import Encoded, Frame, Origin, encode_codes_of_steps, encode_header, encode_step
 
 if TYPE_CHECKING:
     import zmq
@@ -130,37 +130,28 @@ class Outbox:
         first = steps[0]
         if len(steps) == 1:
             return self._step_message(first.step, first.time_ns, first.fields(numbers), with_news), 1
-        return self._steps_message(steps, first.columns(numbers, steps), with_news), len(steps)
+        told, times = [taken.step for taken in steps], [taken.time_ns for taken in steps]
+        return self._step_message(told, times, first.columns(numbers, steps), with_news), len(steps)
 
-    def _step_message(self, step: int, time_ns: int, fields: dict[str, Any], with_news: bool) -> Encode:
-        """Return what makes a step's message of its fields; ``with_news`` adds what the emitter tells of itself."""
+    def _step_message(
+        self, step: int | list[int], time_ns: int | list[int], fields: dict[str, Any], with_news: bool
+    ) -> Encode:
+        """Return what makes a step's message of its fields, or the one of several and their columns.
 
-        def make(seq: int, first: int) -> list[Frame]:
-            if with_news:
-                self._add_news(fields)
-            return encode_step(self._origin, seq, first, time_ns, step, fields)
-
-        return make
-
-    def _steps_message(self, steps: Sequence[Taken], columns: dict[str, Any], with_news: bool) -> Encode:
-        """Return what makes one message of several steps and their columns; the news are the last step's."""
-        times = [taken.time_ns for taken in steps]
-        numbers = [taken.step for taken in steps]
+        ``with_news`` adds what the emitter tells of itself.
+        """
+        origin, plan, dropped = self._origin, self._plan, self._complaints.dropped
 
         def make(seq: int, first: int) -> list[Frame]:
             if with_news:
-                self._add_news(columns)
-            return encode_steps(self._origin, seq, first, times, numbers, columns)
+                fields["every"] = plan.every
+                if dropped:
+                    fields["dropped"] = dropped
+                if plan.overhead is not None:
+                    fields["overhead"] = plan.overhead
+            return encode_step(origin, seq, first, time_ns, step, fields)
 
         return make
-
-    def _add_news(self, fields: dict[str, Any]) -> None:
-        plan, dropped = self._plan, self._complaints.dropped
-        fields["every"] = plan.every
-        if dropped:
-            fields["dropped"] = dropped
-        if plan.overhead is not None:
-            fields["overhead"] = plan.overhead
 
 
 def _make(build: Build, steps: Sequence[Arrived]) -> Make:

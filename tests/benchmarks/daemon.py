@@ -37,7 +37,7 @@ from vqwatch.wire import (
     decode_each,
     encode,
     encode_codes_of_steps,
-    encode_steps,
+    encode_step,
     unbundle,
 )
 from vqwatch_daemon import heap
@@ -83,7 +83,7 @@ def together(steps: Sequence[Step], of_codes: Sequence[Codes]) -> list[Frame]:
                 "learning_rates": {"0": [step.learning_rates["0"] for step in alike]},
             }
             times, numbers = [step.time_ns for step in alike], [step.step for step in alike]
-            index.append((bytes(encode_steps(ORIGIN, alike[0].seq, 1, times, numbers, fields)[0]), ()))
+            index.append((bytes(encode_step(ORIGIN, alike[0].seq, 1, times, numbers, fields)[0]), ()))
         else:
             index += [(bytes(encode(step)[0]), ()) for step in alike]
     header, tensors = encode_codes_of_steps(of_codes)

@@ -12,7 +12,7 @@ import pytest
 from tests.daemon.test_receiver_limits import Inbox
 from tests.messages import Trainer, bundled, layers
 
-from vqwatch.wire import MAX_BUNDLED, Message, Step, Stop, encode, encode_codes_of_steps, encode_steps
+from vqwatch.wire import MAX_BUNDLED, Message, Step, Stop, encode, encode_codes_of_steps, encode_step
 from vqwatch_daemon.catalogue import CATALOGUE
 from vqwatch_daemon.delivery import Book
 from vqwatch_daemon.hub import Hub
@@ -65,12 +65,12 @@ def test_steps_told_as_one_are_applied_once_each_and_counted_as_steps(here: Here
     trainer, peer = Trainer(), here.peer()
     peer.send_multipart(encode(trainer.hello(layers(2))))
     columns = {"losses": {"total": [1.0, 2.0, 3.0]}, "gradient_norm": [math.nan] * 3, "overhead": 0.5}
-    steps = encode_steps(trainer.origin, 2, 1, [10, 20, 30], [1, 2, 3], columns)
+    steps = encode_step(trainer.origin, 2, 1, [10, 20, 30], [1, 2, 3], columns)
     peer.send_multipart(steps)
     peer.send_multipart(bundled([steps, trainer.codes(3, CODES)]))  # as after a reconnect
-    again = encode_steps(trainer.origin, 4, 1, [30, 40], [3, 4], {"losses": {"total": [3.0, 4.0]}})
+    again = encode_step(trainer.origin, 4, 1, [30, 40], [3, 4], {"losses": {"total": [3.0, 4.0]}})
     peer.send_multipart(again)  # of which the first is known already
-    wrong = encode_steps(trainer.origin, 6, 1, [50], [5, 6], {})
+    wrong = encode_step(trainer.origin, 6, 1, [50], [5, 6], {})
     peer.send_multipart(wrong)
     assert here.work(lambda: bool(here.rejected))
     assert [message.seq for message in here.taken if isinstance(message, Step)] == [2, 3, 4, 2, 3, 4, 4, 5]

@@ -28,7 +28,7 @@ from vqwatch.wire import (
     encode,
     encode_codes_of_steps,
     encode_header,
-    encode_steps,
+    encode_step,
 )
 
 TOGETHER = 4
@@ -91,7 +91,7 @@ class Telling:
         columns = {name: [loss(step) for step in steps] for name, loss in LOSSES.items()}
         fields = {"losses": columns, "gradient_norm": [math.nan] * len(steps)}
         times = [BEGAN_NS + step * 10_000_000 for step in steps]
-        return lambda seq, first: encode_steps(self._origin, seq, first, times, list(steps), fields)
+        return lambda seq, first: encode_step(self._origin, seq, first, times, list(steps), fields)
 
     def _codes(self, step: int, data: Frame, seq: int) -> Codes:
         return Codes(self._origin, seq, BEGAN_NS, step, ("0", "1"), Tensor("i16", CODES[step].shape, data))

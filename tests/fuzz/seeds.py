@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tests.messages import Trainer, bundled, layers, tensor
 
-from vqwatch.wire import Ack, Evaluation, Message, Stop, Welcome, encode, encode_codes_of_steps, encode_steps
+from vqwatch.wire import Ack, Evaluation, Message, Stop, Welcome, encode, encode_codes_of_steps, encode_step
 from vqwatch_rules import default_pack
 
 FRAME_END = b"\xfe\xed"
@@ -47,7 +47,7 @@ def wire() -> list[bytes]:
     """Return the seeds of the wire: each message, steps and codes told together, a bundle; more would slow it down."""
     every, trainer = list(messages()), Trainer()
     columns = {"losses": {"total": [1.0, 2.0]}, "gradient_norm": [1.0, 0.5], "learning_rates": {"0": [1e-3, 1e-3]}}
-    steps = encode_steps(trainer.origin, 2, 1, [10, 20], [1, 2], {**columns, "overhead": 0.01})
+    steps = encode_step(trainer.origin, 2, 1, [10, 20], [1, 2], {**columns, "overhead": 0.01})
     header, tensors = encode_codes_of_steps([trainer.codes(step, [[1, 2], [3, 0]]) for step in (1, 2)])
     return [
         *(join(encode(message)) for message in every),

@@ -26,7 +26,7 @@ from vqwatch.wire import (
     decode_each,
     encode,
     encode_codes_of_steps,
-    encode_steps,
+    encode_step,
 )
 
 GOOD: dict[str, Any] = {
@@ -96,7 +96,7 @@ def test_each_step_comes_back_as_it_was_told(steps: list[Step]) -> None:
     if head.gradient_norm is not None:
         fields["gradient_norm"] = [step.gradient_norm for step in steps]
     times = [step.time_ns for step in steps]
-    frames = encode_steps(head.origin, head.seq, head.first, times, [step.step for step in steps], fields)
+    frames = encode_step(head.origin, head.seq, head.first, times, [step.step for step in steps], fields)
     assert decode_each(frames) == steps
     assert decode_each([memoryview(frame) for frame in frames]) == steps
 

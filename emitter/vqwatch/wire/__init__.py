@@ -11,7 +11,7 @@ languages. Everything that cannot be read is one :class:`WireError`.
 
 from .bundle import MAX_BUNDLED, MAX_INDEX_BYTES, Bundled, bundle, unbundle
 from .decoding import decode, decode_each
-from .encoding import Encoded, encode, encode_codes_of_steps, encode_header, encode_step, encode_steps
+from .encoding import Encoded, encode, encode_codes_of_steps, encode_header, encode_step
 from .endpoint import default_endpoint, socket_directory
 from .messages import (
     BEST_EFFORT,
@@ -107,7 +107,6 @@ __all__ = [
     "encode_codes_of_steps",
     "encode_header",
     "encode_step",
-    "encode_steps",
     "socket_directory",
     "unbundle",
 ]

@@ -276,8 +276,8 @@ def _read_steps(fields: Fields, buffers: Sequence[Frame]) -> list[Step]:
 
 
 def _read_codes(fields: Fields, tensors: _Tensors) -> Codes:
-    numbered = _numbered(fields)
-    return _codes(fields, tensors, numbered["origin"], numbered["seq"], numbered["time_ns"], fields.integer("step"))
+    seq, time_ns, step = (fields.integer(name) for name in ("seq", "time_ns", "step"))
+    return _codes(fields, tensors, _origin(fields), seq, time_ns, step)
 
 
 def _read_codes_of_steps(fields: Fields, buffers: Sequence[Frame]) -> list[Codes]:

@@ -57,25 +57,35 @@ def encode_header(message: Message) -> Encoded:
 
 
 def encode_step(
-    origin: Origin, seq: int, first: int, time_ns: int, step: int, fields: Mapping[str, Any]
+    origin: Origin,
+    seq: int,
+    first: int,
+    time_ns: int | Sequence[int],
+    step: int | Sequence[int],
+    fields: Mapping[str, Any],
 ) -> list[Frame]:
     """Return the frames of a :class:`Step` with these of its optional fields, none of them empty or None.
 
     What :func:`encode` gives for a message, for those who send one at every step: six times as fast.
+
+    They stand for several, numbered from ``seq`` on, where ``step`` and ``time_ns`` are lists of at most
+    :data:`MAX_STEPS` entries: the losses, the gradient norm and the learning rates are then lists with one number for
+    each step, and ``dropped``, ``every`` and ``overhead`` the last step's.
+    :func:`~vqwatch.wire.decode_each` gives them back one by one.
     """
-    return [_packed(_step_header(origin, seq, first, time_ns, step, fields))]
-
-
-def encode_steps(
-    origin: Origin, seq: int, first: int, times_ns: Sequence[int], steps: Sequence[int], fields: Mapping[str, Any]
-) -> list[Frame]:
-    """Return the frames that stand for several :class:`Step` messages, numbered from ``seq`` on.
-
-    ``fields`` are those of :func:`encode_step`, of which the losses, the gradient norm and the learning rates have a
-    list with one number for each step; ``dropped``, ``every`` and ``overhead`` are the last step's. At most
-    :data:`MAX_STEPS` steps; :func:`~vqwatch.wire.decode_each` gives them back one by one.
-    """
-    return [_packed(_step_header(origin, seq, first, times_ns, steps, fields))]
+    header = {
+        "v": VERSION,
+        "kind": "step",
+        "run": origin.run,
+        "rank": origin.rank,
+        "session": origin.session,
+        "seq": seq,
+        "time_ns": time_ns,
+        "first": first,
+        "step": step,
+        **fields,
+    }
+    return [_packed(header)]
 
 
 def encode_codes_of_steps(codes: Sequence[Codes]) -> Encoded:
@@ -92,23 +102,6 @@ def encode_codes_of_steps(codes: Sequence[Codes]) -> Encoded:
     if codes[0].mask is None:
         return _packed(header), [each.indices for each in codes]
     return _packed(header), [tensor for each in codes for tensor in (each.mask, each.indices) if tensor is not None]
-
-
-def _step_header(
-    origin: Origin, seq: int, first: int, time_ns: Any, step: Any, fields: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {
-        "v": VERSION,
-        "kind": "step",
-        "run": origin.run,
-        "rank": origin.rank,
-        "session": origin.session,
-        "seq": seq,
-        "time_ns": time_ns,
-        "first": first,
-        "step": step,
-        **fields,
-    }
 
 
 def _packed(header: Mapping[str, Any]) -> bytes:

@@ -23,7 +23,7 @@ from vqwatch.wire import (
     encode,
     encode_codes_of_steps,
     encode_header,
-    encode_steps,
+    encode_step,
 )
 
 ORIGIN = Origin("test", 0, "s1")
@@ -57,7 +57,7 @@ def step(number: int) -> Callable[[int, int], list[Any]]:
 
 def as_one(*numbers: int) -> Callable[[int, int], list[Any]]:
     losses = {"losses": {"total": [float(number) for number in numbers]}}
-    return lambda seq, first: encode_steps(ORIGIN, seq, first, [0] * len(numbers), numbers, losses)
+    return lambda seq, first: encode_step(ORIGIN, seq, first, [0] * len(numbers), numbers, losses)
 
 
 def cannot_be_made(_seq: int) -> Encoded:
