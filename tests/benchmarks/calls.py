@@ -1,0 +1,213 @@
+"""What each call of ``step()`` takes, by what it did: ``python calls.py --size gpu-bound --seconds 60``.
+
+The average of a call says little: most only keep a step, one in eight copies, one in eight sends. Here the emitter's
+methods are wrapped, each training step is followed by one call, and the table tells for every kind of call how often
+it came and how long it took. ``--spans`` also times what is inside, and prints for each kind of call where its time
+goes (exclusive of what is timed within; a clock costs a microsecond or two).
+
+Without a CUDA device it runs on the host: a copy of the package that takes the host for the device (see ``on_host.py``),
+with the copies themselves left out, beside a training that leaves the caches as cold as one on a device does. The
+Python is then the same, and what CUDA takes is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from overhead import settle, sink
+from workload import SIZES, Size, Training
+
+HERE = Path(__file__).resolve().parent
+WARM_UP = 100
+"""Steps before the first that counts: cadences have met by then, and memory is there."""
+
+
+class Spans:
+    """Who was called in one call of ``step()``, and how long each took without what it called, in microseconds."""
+
+    def __init__(self, timed: bool) -> None:
+        self.names: list[str] = []
+        self.own: list[tuple[str, float]] = []
+        self._timed = timed
+        self._within: list[float] = []
+
+    def wrap(self, owner: Any, method: str, name: str) -> None:
+        """Note every call of a method."""
+        call = getattr(owner, method)
+
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            self.names.append(name)
+            if not self._timed:
+                return call(*arguments, **named)
+            self._within.append(0.0)
+            started = time.perf_counter()
+            try:
+                return call(*arguments, **named)
+            finally:
+                took = 1e6 * (time.perf_counter() - started)
+                inside = self._within.pop()
+                if self._within:
+                    self._within[-1] += took
+                self.own.append((name, took - inside))
+
+        setattr(owner, method, wrapped)
+
+    def clear(self) -> None:
+        """Begin another call."""
+        self.names.clear()
+        self.own.clear()
+
+
+def wrap_all(spans: Spans, inner: bool) -> None:
+    """Wrap what tells calls apart, and with ``inner`` what they are made of."""
+    from vqwatch import backlog, collect, emitter, held, link, ordinary, outbox, routine, staging
+    from vqwatch.codebooks import QuantizerLayer
+
+    # Gradients are among those that most calls ask for nothing.
+    for owner, method, name in (
+        (ordinary.Ordinary, "copy", "copy"), (outbox.Outbox, "send", "send"), (emitter.Emitter, "_listen", "listen"),
+        (emitter.Emitter, "_account", "account"), (collect.Collector, "gradient_norms", "gradients"),
+        (collect.Collector, "take_beside", "beside"), (emitter.Emitter, "_step", "general"),
+    ):  # fmt: skip
+        spans.wrap(owner, method, name)
+    if inner:
+        for owner, method in (
+            (held.Keeper, "keep"), (held.Held, "look"), (held, "any_changed"), (routine.Routine, "fits"),
+            (ordinary.Ordinary, "_copy_together"), (collect.Collector, "take_clusters"), (QuantizerLayer, "read"),
+            (staging.Slot, "copy"), (staging.Staging, "free_small"), (outbox.Outbox, "_send_batch"),
+            (link.Link, "together"), (link.Link, "_send"), (link, "bundle"), (outbox, "encode_step"),
+            (outbox, "encode_codes_of_steps"), (backlog.Backlog, "add"), (backlog.Backlog, "acknowledge"),
+            (emitter.Emitter, "_expect"), (emitter.Emitter, "_go_on"), (emitter.Emitter, "_take_beside"),
+        ):  # fmt: skip
+            spans.wrap(owner, method, f"  {method.removeprefix('_')}")
+
+
+Call = tuple[str, float, list[tuple[str, float]]]
+"""What it did, how long it took, and its spans."""
+
+
+def measure(size: Size, device: torch.device, seconds: float, budget: float, inner: bool) -> list[Call]:
+    """Train for some seconds, and return the calls."""
+    import vqwatch
+
+    calls: list[Call] = []
+    spans = Spans(inner)
+    wrap_all(spans, inner)
+    with ExitStack() as stack:
+        training = Training(size, device)
+        endpoint = stack.enter_context(sink(stack.enter_context(tempfile.TemporaryDirectory())))
+        watch = vqwatch.attach(training.model, training.optimizer, endpoint=endpoint, run="calls", budget=budget)
+        stack.callback(watch.close)
+        cold = torch.randn(8 << 20) if device.type == "cpu" else None
+        end, step = time.monotonic() + seconds, 0
+        gc.collect()
+        gc.freeze()
+        while time.monotonic() < end:
+            out = training.step()
+            if cold is not None:
+                cold.add_(1.0)
+            spans.clear()
+            started = time.perf_counter()
+            watch.step(step, **out)
+            took = 1e6 * (time.perf_counter() - started)
+            if step >= WARM_UP:
+                did = [name for name in dict.fromkeys(spans.names) if not name.startswith(" ")]
+                calls.append((" + ".join(did) or "keep only", took, list(spans.own)))
+            step += 1
+        settle(device)
+        print(f"{step} steps, cadence {watch.every}, dropped {watch.dropped}, its own ratio {watch.overhead}")
+    return calls
+
+
+def row(name: str, times: Sequence[float], of: int) -> str:
+    """Return a line of the table."""
+    in_order = sorted(times)
+    p99 = in_order[min(len(in_order) - 1, int(0.99 * len(in_order)))]
+    return (
+        f"| {name} | {100 * len(times) / of:.1f} % | {statistics.median(times):.0f} | {statistics.mean(times):.0f} | "
+        f"{p99:.0f} | {in_order[-1]:.0f} |"
+    )
+
+
+def table(calls: Sequence[Call]) -> str:
+    """Return the table, in Markdown."""
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for did, took, _ in calls:
+        kinds[did].append(took)
+    lines = ["| a call that does | how often | p50 µs | mean µs | p99 µs | most µs |", "|---|---:|---:|---:|---:|---:|"]
+    lines += [row(did, times, len(calls)) for did, times in sorted(kinds.items(), key=lambda kind: -len(kind[1]))]
+    return "\n".join([*lines, row(f"all {len(calls)} calls", [took for _, took, _ in calls], len(calls))])
+
+
+def inside(calls: Sequence[Call]) -> str:
+    """Return where the time of each kind of call goes, means of its middle eight tenths, in Markdown."""
+    kinds: dict[str, list[Call]] = defaultdict(list)
+    for call in calls:
+        kinds[call[0]].append(call)
+    lines = ["| in a call that does | µs |", "|---|---:|"]
+    for did, found in kinds.items():
+        middle = sorted(found, key=lambda call: call[1])[len(found) // 10 : len(found) - len(found) // 10]
+        if len(middle) < 8:
+            continue
+        spent: dict[str, float] = defaultdict(float)
+        for _, took, own in middle:
+            spent[" beside them"] += took - sum(seconds for _, seconds in own)
+            for name, seconds in own:
+                spent[name] += seconds
+        lines.append(f"| **{did}** | **{statistics.mean(took for _, took, _ in middle):.0f}** |")
+        shares = sorted(spent.items(), key=lambda pair: -pair[1])
+        lines += [f"| {name.strip()} | {total / len(middle):.0f} |" for name, total in shares if total > len(middle)]
+    return "\n".join(lines)
+
+
+def on_the_host(stack: ExitStack) -> Size:
+    """Let the host stand in for the device; return a training that suits it, with the codes of a large one."""
+    sys.path.insert(0, str(HERE.parent / "emitter" / "core"))
+    import on_host
+
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    on_host.copy_for_the_host(Path(folder))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vqwatch"]:
+        del sys.modules[name]
+    sys.path.insert(0, folder)
+    torch.set_num_threads(1)
+    torch.cuda.synchronize = lambda *_: None
+    from vqwatch import staging
+
+    staging._foreach_copy = lambda *_, **__: None
+    return Size("host", 2, 256, 2, 64)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=sorted(SIZES), default="gpu-bound", help="without a device there is one only")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--budget", type=float, default=0.01)
+    parser.add_argument("--spans", action="store_true", help="time what is inside as well")
+    arguments = parser.parse_args()
+    with ExitStack() as stack:
+        if torch.cuda.is_available():
+            size, device, where = SIZES[arguments.size], torch.device("cuda"), torch.cuda.get_device_name()
+        else:
+            size, device, where = on_the_host(stack), torch.device("cpu"), "no device, the host stands in for it"
+        print(f"{where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {' '.join(sys.argv)}, {size}")
+        calls = measure(size, device, arguments.seconds, arguments.budget, arguments.spans)
+        print(f"\n{table(calls)}")
+        if arguments.spans:
+            print(f"\n{inside(calls)}")
+
+
+if __name__ == "__main__":
+    main()
