@@ -12,6 +12,7 @@ from vqwatch.wire import (
     Bundled,
     Codebooks,
     Codes,
+    Encoded,
     Frame,
     Goodbye,
     Hello,
@@ -23,6 +24,7 @@ from vqwatch.wire import (
     Tensor,
     bundle,
     encode,
+    encode_codes_of_steps,
 )
 
 DTYPES = {"bool": "bool", "uint8": "u8", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
@@ -35,8 +37,17 @@ def tensor(values: Any, dtype: str | None = None) -> Tensor:
     return Tensor(DTYPES[array.dtype.name], array.shape, array.tobytes())
 
 
-def bundled(messages: Sequence[Message | Sequence[Frame]], apart: int = 0) -> list[Frame]:
-    """Return messages, or the frames of some, as one bundle whose buffers lie so many bytes apart."""
+def codes_of_steps(codes: Sequence[Codes]) -> Encoded:
+    """Return the message that stands for the codes of several steps: its header, and its tensors."""
+    header = encode_codes_of_steps(codes[0], [each.step for each in codes], [each.time_ns for each in codes])
+    return header, [tensor for each in codes for tensor in (each.mask, each.indices) if tensor is not None]
+
+
+def bundled(messages: Sequence[Message | Sequence[Frame]], apart: int = 0, spare: int = 0) -> list[Frame]:
+    """Return messages, or the frames of some, as one bundle whose buffers lie so many bytes apart.
+
+    The index lies behind them where it fits into ``spare`` bytes.
+    """
     index: list[Bundled] = []
     data = bytearray()
     for message in messages:
@@ -46,9 +57,22 @@ def bundled(messages: Sequence[Message | Sequence[Frame]], apart: int = 0) -> li
             places.append((len(data) + apart, memoryview(buffer).nbytes))
             data += bytes(apart) + bytes(buffer)
         index.append((bytes(header), places))
-    frames = bundle(index, bytes(data) if data else None)
+    frames = bundle(index, memoryview(data + bytes(spare)), spare) if data else bundle(index)
     assert frames is not None
     return frames
+
+
+class Memory:
+    """Arrays one after the other, as a slot holds them, and behind them bytes that hold nothing."""
+
+    def __init__(self, arrays: NDArray[Any], spare: int = 4096) -> None:
+        self._size = arrays[0].nbytes
+        self.spare = spare
+        self.data = memoryview(bytearray(arrays.tobytes() + bytes(spare)))
+        self.parts = [self.data[at : at + self._size] for at in range(0, arrays.nbytes, self._size)]
+
+    def place(self, data: Frame) -> tuple[int, int]:
+        return self._size * next(at for at, part in enumerate(self.parts) if part is data), self._size
 
 
 def layers(count: int = 2, size: int = 8, **more: Any) -> tuple[Layer, ...]:

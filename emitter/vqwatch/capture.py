@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from . import schedule
 from .arrays import Host, Refused, gather
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
 Key = tuple[str, ...]
 
+_ALIGNMENT: Final = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """An array to take: from ``count`` sources, one of its shape or, where ``rows``, one for each row.
 
-    ``kind`` is the schedule's; ``on_host`` tells where the sources are.
+    ``kind`` is the schedule's; ``on_host`` tells where the sources are, ``turned`` that its first axis is their last.
     """
 
     key: Key
@@ -43,6 +45,7 @@ class Item:
     rows: bool
     on_host: bool
     nbytes: int
+    turned: bool = False
 
 
 def item_of(key: Key, kind: str, sources: Sequence[Host | torch.Tensor], shape: tuple[int, ...], dtype: str) -> Item:
@@ -52,6 +55,11 @@ def item_of(key: Key, kind: str, sources: Sequence[Host | torch.Tensor], shape: 
         raise Refused("device", f"{'/'.join(key)} is partly on the host and partly on a device")
     rows = len(sources) != 1 or tuple(sources[0].shape) != shape
     return Item(key, kind, shape, dtype, len(sources), rows, hosts > 0, math.prod(shape) * ITEM_BYTES[dtype])
+
+
+def aligned(size: int) -> int:
+    """Return the bytes that an array of this size takes in a slot."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def of_host(item: Item, sources: Sequence[Any], later: bool) -> Tensor:

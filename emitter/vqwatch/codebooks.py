@@ -88,6 +88,27 @@ class QuantizerLayer:
             tensors[field] = value if value.dim() == (2 if field == "cluster_size" else 3) else value[None]
         return tensors
 
+    def place(self, field: str) -> tuple[str, ...] | None:
+        """Return by which names :meth:`at` finds a field's tensor, None where it is no whole buffer of the module."""
+        value = None if self.sharded or self.info.kind == "implicit" else self._tensors((field,)).get(field)
+        if value is None or not self._is_whole(field, value):
+            return None
+        for path, module in self.module.named_modules():
+            for name, buffer in module._buffers.items():
+                if buffer is value:
+                    return (*path.split("."), name) if path else (name,)
+        return None
+
+    def at(self, place: tuple[str, ...]) -> Tensor | None:
+        """Return the buffer that is now where :meth:`place` said, None where there is none."""
+        module = self.module
+        for name in place[:-1]:
+            inner = module._modules.get(name)
+            if inner is None:
+                return None
+            module = inner
+        return module._buffers.get(place[-1])
+
     def _tensors(self, wanted: Sequence[str]) -> dict[str, Tensor | None]:
         """Return what the adapter has of these fields, computed where it has to be."""
         found = self.adapter.tensors(self.module)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -20,12 +21,24 @@ from .capture import Item, Key, item_of
 from .complaints import Complaints
 from .gradients import Gradients, Sketcher, by_module
 from .scalars import ENERGY, LOSS, NORM, RATE, Scalars, learning_rates
-from .wire import FLOAT_DTYPES, ITEM_BYTES, MAX_LAYERS, Codebooks, Codes, Message, Origin, Reconstruction, Tensor
+from .wire import (
+    FLOAT_DTYPES,
+    ITEM_BYTES,
+    MAX_LAYERS,
+    Codebooks,
+    Codes,
+    Encoded,
+    Message,
+    Origin,
+    Reconstruction,
+    Tensor,
+    encode_codes_of_steps,
+)
 
 if TYPE_CHECKING:
     import torch
 
-    from .codebooks import Quantizers
+    from .codebooks import QuantizerLayer, Quantizers
     from .staging import Slot
 
 GRADIENT_KEY: Final = ("gradients",)
@@ -141,15 +154,81 @@ def gradient_norms(norm: float | None, of_parameters: Tensor | None, modules: Se
     return fields
 
 
+@dataclass(frozen=True, slots=True)
+class CodesBuild:
+    """Makes the message of a step's codes, ``place`` of so many; or the one of the codes of several steps."""
+
+    origin: Origin
+    layers: tuple[str, ...]
+    place: tuple[int, int]
+    key: Key
+    mask_key: Key | None
+
+    def __call__(self, entry: Arrived, seq: int) -> Codes:
+        """Return the message of one step."""
+        mask = entry.tensors.get(self.mask_key) if self.mask_key is not None else None
+        codes = entry.tensors[self.key]
+        return Codes(self.origin, seq, entry.time_ns, entry.step, self.layers, codes, mask, *self.place)
+
+    def together(self, entries: Sequence[Arrived], seq: int) -> Encoded:
+        """Return the message that tells of several steps, taken alike; raises KeyError where one lacks its codes."""
+        header = encode_codes_of_steps(
+            self(entries[0], seq), [entry.step for entry in entries], [entry.time_ns for entry in entries]
+        )
+        key, mask = self.key, self.mask_key
+        if mask is None:
+            return header, [entry.tensors[key] for entry in entries]
+        return header, [entry.tensors[name] for entry in entries for name in (mask, key)]
+
+
 class _Snapshot:
     """How codebooks that looked like this were taken: it identifies the plan of their copies."""
 
-    __slots__ = ("items", "looks", "outgoing")
+    __slots__ = ("items", "looks", "outgoing", "places")
 
     def __init__(self, looks: list[Any], items: list[Item], outgoing: list[tuple[str, Build]]) -> None:
         self.looks = looks
         self.items = items
         self.outgoing = outgoing
+        self.places: list[_Place] | None = None
+
+    def sources(self, latents: Mapping[str, Any]) -> list[Any] | None:
+        """Return the tensors as they are now, None where one of them is missing, looks otherwise, or has to be read."""
+        if self.places is None:
+            return None
+        found: list[Any] = []
+        for layer, names, shape, dtype, device in self.places:
+            value = layer.at(names) if names else latents.get(layer.info.name)
+            if value is None or value.requires_grad:
+                return None
+            if value.shape != shape or value.dtype != dtype or value.device != device:
+                return None
+            found.append(value)
+        return found
+
+    def remember(self, layers: Mapping[str, QuantizerLayer], latents: Mapping[str, Any]) -> list[Any] | None:
+        """Note where each tensor lies, if all are buffers or latents: to find them again costs a fraction of reading.
+
+        Return the tensors, as :meth:`sources` will.
+        """
+        places: list[_Place] = []
+        found: list[Any] = []
+        for name, field, _ in self.looks:
+            layer = layers[name]
+            names = () if field == "latents" else layer.place(field)
+            value = None if names is None else layer.at(names) if names else latents.get(name)
+            if names is None or value is None:
+                return None
+            places.append((layer, names, value.shape, value.dtype, value.device))
+            found.append(value)
+        self.places = places
+        pairs = zip(self.items, found, strict=True)  # they may lack the axis of heads
+        self.items = [item_of(item.key, item.kind, [value], item.shape, item.dtype) for item, value in pairs]
+        return found
+
+
+_Place = tuple["QuantizerLayer", tuple[str, ...], Any, Any, Any]
+"""A layer, by which names one of its tensors is found, and the tensor's shape, dtype and device."""
 
 
 class Collector:
@@ -182,7 +261,7 @@ class Collector:
         self.tapped: list[tuple[str, torch.Tensor]] = []
         self.norms: dict[str, tuple[Any, int]] = {}
         self._latents: dict[str, Any] = {}
-        self._snapshots: dict[tuple[str, ...], _Snapshot] = {}
+        self._snapshots: dict[tuple[tuple[str, ...], int], _Snapshot] = {}
         self._turn = 0
         self.wants_codes = True
 
@@ -265,6 +344,8 @@ class Collector:
         elif schedule.CLUSTERS in due:
             self.take_clusters(entry)
         self._latents = {}
+        if entry.plan is not None:  # this entry has more than the codebooks
+            entry.items, entry.outgoing, entry.plan = [*entry.items], [*entry.outgoing], None
         if self._gradients is not None and schedule.GRADIENTS in due:
             self._timed(entry, schedule.GRADIENTS, self._take_gradients, entry)
 
@@ -321,14 +402,8 @@ class Collector:
                 entry.take(mask_key, schedule.CODES, [fitting], shape, wire_dtype(mask))
                 fitted = True
             place = index, len(parts)
-            entry.outgoing.append(("codes", partial(self._codes_message, part.layers, place, key, mask_key)))
+            entry.outgoing.append(("codes", CodesBuild(self._origin, part.layers, place, key, mask_key)))
         return fitted
-
-    def _codes_message(
-        self, layers: tuple[str, ...], place: tuple[int, int], key: Key, mask_key: Key | None, entry: Arrived, seq: int
-    ) -> Message:
-        mask = entry.tensors.get(mask_key) if mask_key is not None else None
-        return Codes(self._origin, seq, entry.time_ns, entry.step, layers, entry.tensors[key], mask, *place)
 
     def _take_reconstruction(self, entry: Entry, original: Any, reconstructed: Any, mask: Any) -> bool:
         pair = [take(original, "original"), take(reconstructed, "reconstructed")]
@@ -366,6 +441,12 @@ class Collector:
 
     def _take_codebooks(self, entry: Entry, fields: tuple[str, ...]) -> None:
         """Take the fields of every layer; ranks other than 0 send only sketches, by which they can be compared."""
+        known = self._snapshots.get((fields, len(self._latents)))
+        if known is not None and not entry.items:
+            sources = known.sources(self._latents)
+            if sources is not None:
+                entry.items, entry.outgoing, entry.plan, entry.sources = known.items, known.outgoing, known, sources
+                return
         found: list[tuple[str, str, Any]] = []
         for layer in self._layers:
             name = layer.info.name
@@ -382,7 +463,6 @@ class Collector:
             (name, field, None if value is None else (value.shape, value.dtype, value.device))
             for name, field, value in found
         ]
-        known = self._snapshots.get(fields)
         if known is not None and known.looks == looks and not entry.items:
             entry.items, entry.outgoing, entry.plan = known.items, known.outgoing, known
             entry.sources = [value.detach() for _, _, value in found]
@@ -399,7 +479,10 @@ class Collector:
         if keys:
             entry.outgoing.append(("codebooks", partial(self._codebooks_message, keys)))
         if before == 0 and len(keys) == len(found) and not any(item.on_host for item in entry.items):
-            self._snapshots[fields] = _Snapshot(looks, list(entry.items), list(entry.outgoing))
+            known = self._snapshots[fields, len(self._latents)] = _Snapshot(looks, entry.items, entry.outgoing)
+            sources = known.remember({layer.info.name: layer for layer in self._layers}, self._latents)
+            if sources is not None:
+                entry.items, entry.plan, entry.sources = known.items, known, sources
 
     def take_beside(self, entry: Entry, due: frozenset[str], original: Any, reconstructed: Any, mask: Any) -> None:
         """Take what is due of a step whose numbers and codes are kept: a sample, codebooks."""

@@ -51,10 +51,7 @@ CATCH_UP_SECONDS: Final = 0.05
 """How often it does where messages are to be sent again."""
 
 ACCOUNT_STEPS: Final = 24
-"""After how many steps the schedule is told what they cost."""
-
-ACCOUNT_SECONDS: Final = 4.0
-"""After how many seconds it is told where they are fewer."""
+"""After how many steps the schedule is told what they cost; at the latest it is when the daemon is listened to."""
 
 MANY_PENDING: Final = 4
 """To copy, to send, to listen: each call does one of them, so that none takes long; where more than this waits to be
@@ -109,12 +106,12 @@ def attach(
 
 
 def _guarded(call: Callable[..., None]) -> Callable[..., None]:
-    """Let nothing out of a call: it does nothing when off, in a forked child, or while another call is under way."""
+    """Let nothing out of a call: it does nothing when off, or while another call is under way."""
     name = call.__name__.lstrip("_")
 
     @functools.wraps(call)
     def guarded(self: Emitter, *arguments: Any, **named: Any) -> None:
-        if not self._on or self._pid != os.getpid():
+        if not self._on:
             return
         if not self._lock.acquire(blocking=False):
             self.complaints.say(f"{name}:concurrent", "%s() was called while another call was under way", name)
@@ -142,7 +139,6 @@ class Emitter:
         self.complaints = Complaints()
         self._plan = plan
         self._lock = threading.Lock()
-        self._pid = os.getpid()
         self._on = False
         self._paused = 0
         self._ordinary: Ordinary | None = None
@@ -181,6 +177,7 @@ class Emitter:
             self._quantizers.install(self._collector)
         self._link.introduce(self._hello(), time.monotonic())
         self._on = True
+        _switched_on.add(self)
         _at_exit(self)
 
     def _find(self, model: torch.nn.Module) -> Any:
@@ -205,7 +202,7 @@ class Emitter:
             return encode(
                 Hello(
                     self._origin, seq, first, time_ns, self._settings.world_size, layers, version=_version(),
-                    host=socket.gethostname()[:255], pid=self._pid, info=info,
+                    host=socket.gethostname()[:255], pid=os.getpid(), info=info,
                 )
             )  # fmt: skip
 
@@ -257,7 +254,7 @@ class Emitter:
         self, step: int, losses: Any, codes: Any, original: Any, reconstructed: Any, mask: Any, grad_norm: Any
     ) -> bool:
         """Keep the step if it can be an ordinary one, and do what is due for those kept; return whether it was kept."""
-        if not self._on or self._paused or self._pid != os.getpid() or not self._lock.acquire(blocking=False):
+        if not self._on or self._paused or not self._lock.acquire(blocking=False):
             return False
         now = time.monotonic()
         try:
@@ -269,13 +266,12 @@ class Emitter:
                 return False
             self._steps += 1
             self._staged = True
-            if step >= plan.next_special:
-                self._take_beside(plan.beside(step, before), original, reconstructed, mask)
-            elif ordinary.more_gradients:
-                ordinary.take_gradients(due=False)
+            beside = step >= plan.next_special and self._take_beside(
+                plan.beside(step, before), original, reconstructed, mask
+            )
             if step + 1 >= self._look_at:
                 self._expect(step)
-            self._go_on(ordinary, now)
+            self._go_on(ordinary, now, beside)
             self._own_seconds += time.monotonic() - now
         except Exception as error:
             self._ordinary = None
@@ -284,29 +280,45 @@ class Emitter:
             self._lock.release()
         return True
 
-    def _go_on(self, ordinary: Ordinary, now: float) -> None:
-        """Do what is due: copy what is kept, send what has arrived, listen, account. One a call, unless much is due."""
-        pending, unheard = len(self._outbox), now - self._turned
+    def _go_on(self, ordinary: Ordinary, now: float, busy: bool) -> None:
+        """Do what is due: copy what is kept, send what has arrived, take gradients, listen, account.
+
+        One a call, so that none takes long, and nothing where it was ``busy`` before; all of them where much is due.
+        """
+        outbox = self._outbox
+        pending, unheard = len(outbox), now - self._turned
         much = ordinary.keeper.most == 1 or pending >= MANY_PENDING or unheard >= 1.5 * LISTEN_SECONDS
-        if ordinary.due(now):
+        if busy and not much:
+            return
+        due = ordinary.due(now)
+        if ordinary.more_gradients and (much or not (due or pending)):
+            ordinary.take_gradients()
+            if not much:
+                return
+        if due:
             ordinary.copy()
             if not much:
                 return
-        if pending and not self._capture.blocked() and self._outbox.arrived:
-            self._in_kinds += self._outbox.send(now, 1 if pending < MANY_PENDING else MOST_PENDING)
-            if not much:
+        if pending and not ordinary.capturing():
+            self._in_kinds += outbox.send(now, 1 if pending < MANY_PENDING else MOST_PENDING)
+            if len(outbox) < pending and not much:
                 return
-        if unheard >= LISTEN_SECONDS or (unheard >= CATCH_UP_SECONDS and self._link.behind):
+        if unheard >= LISTEN_SECONDS:
             self._listen(now)
-        if self._steps >= ACCOUNT_STEPS or now - self._accounted >= ACCOUNT_SECONDS:
+            self._account(now)
+        elif unheard >= CATCH_UP_SECONDS and self._link.behind:
+            self._listen(now)
+        elif self._steps >= ACCOUNT_STEPS:
             self._account(now)
 
-    def _take_beside(self, due: frozenset[str], original: Any, reconstructed: Any, mask: Any) -> None:
-        """Take what is due beside the numbers and codes of the step kept last."""
+    def _take_beside(self, due: frozenset[str], original: Any, reconstructed: Any, mask: Any) -> bool:
+        """Take what is due beside the numbers and codes of the step kept last; return whether that was any."""
         ordinary = self._ordinary
         assert ordinary is not None
-        ordinary.take_gradients(due=kinds.GRADIENTS in due)
-        for kind in sorted(due - {kinds.GRADIENTS}):
+        if kinds.GRADIENTS in due:
+            ordinary.want_gradients()
+        large = sorted(due & kinds.LARGE)
+        for kind in large:
             entry = Entry(ordinary.keeper.last)
             entry.alone = True
             self._collector.take_beside(entry, frozenset({kind}), original, reconstructed, mask)
@@ -314,6 +326,7 @@ class Emitter:
             self._capture.stage(entry, self.complaints, later=True)
             entry.sources = []
             ordinary.beside(entry)
+        return len(large) > 0
 
     @_guarded
     def _step(
@@ -529,6 +542,7 @@ class Emitter:
             )
             self._link.wait(time.monotonic, now + timeout)
         finally:
+            self._ordinary = None  # it holds tensors
             self._link.close()
 
     def pause(self) -> Pause:
@@ -575,13 +589,26 @@ class Pause:
         self.resume()
 
 
+_switched_on: weakref.WeakSet[Emitter] = weakref.WeakSet()
+
+
+def _switch_off_in_child() -> None:
+    """Let a forked child be nobody's trainer: the socket and the session are its parent's."""
+    for emitter in _switched_on:
+        emitter._on = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_switch_off_in_child)
+
+
 def _at_exit(emitter: Emitter) -> None:
     """Close at interpreter exit what was not closed; wait a little, and only for a daemon heard of just now."""
     reference = weakref.ref(emitter)
 
     def leave() -> None:
         still_there = reference()
-        if still_there is not None and still_there._on and still_there._pid == os.getpid():
+        if still_there is not None and still_there._on:
             heard = still_there._link.heard_within(3.0, time.monotonic())
             still_there.close(0.5 if heard else 0.0, "exit")
 

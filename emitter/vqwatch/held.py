@@ -94,6 +94,11 @@ class Held:
             self.codes, self.tapped, self.mask = None, (), None
         self.look()
 
+    def let_go_of_arrays(self) -> None:
+        """Have no arrays any more, as they were copied; :class:`Keeper` lets go of the numbers later."""
+        self.codes, self.tapped, self.mask, self.gradients = None, (), None, None
+        del self.tensors[self.numbers :]
+
     def copy_numbers(self) -> None:
         """Have copies of the numbers."""
         count = self.numbers
@@ -119,15 +124,17 @@ class Keeper:
 
     ``at_once`` says that numbers are to be copied when they are given. ``numbers_reused`` and ``arrays_reused`` are set
     when memory was used again under what is kept: the step before the last in ``held`` is then not to be believed.
+    ``copied`` are steps that nobody needs any more: to free five tensors of each takes long enough to do it one a call.
     """
 
     __slots__ = (
-        "_collector", "_groups", "_number", "_owner", "_place", "arrays_reused", "at_once", "held", "last", "most",
-        "numbers_reused", "since",
+        "_collector", "_groups", "_number", "_owner", "_place", "arrays_reused", "at_once", "copied", "held", "last",
+        "most", "numbers_reused", "since",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, groups: Sequence[Mapping[str, Any]], last: int) -> None:
         self.held: list[Held] = []
+        self.copied: list[Held] = []
         self.last = last
         self.most = 1
         self.since = 0.0
@@ -148,6 +155,8 @@ class Keeper:
             and (grad_norm is None or type(grad_norm) is _Tensor)
         ):
             return False
+        if self.copied:
+            self.copied.pop()
         held = Held()
         held.values = values = []
         held.codes, held.mask, held.norm = codes, mask, grad_norm

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import zmq
 
@@ -31,6 +32,10 @@ from .wire import (
     decode,
 )
 
+Loan: TypeAlias = "weakref.ref[memoryview]"
+"""A buffer that libzmq was given without a copy: dead once libzmq has let go of it. It is a fourth of the cost of a
+tracker of pyzmq's, which has an event, a condition and a lock."""
+
 Make: TypeAlias = Callable[[int], Encoded]
 """Makes a best-effort message of its number."""
 
@@ -48,6 +53,9 @@ again what arrived."""
 LONGEST_PATIENCE_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 0.25
 """How long after its start a link that never heard of a daemon may still hope for one when it is closed."""
+
+FEW_IN_FLIGHT: Final = 4
+"""Buffers that libzmq may have let go of without our asking."""
 
 MOST_ANSWERS: Final = 64
 """Answers that are read in one turn."""
@@ -91,6 +99,21 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
     return _contexts[pid]
 
 
+class Memory(Protocol):
+    """Host memory that holds the buffers of some messages."""
+
+    @property
+    def data(self) -> memoryview:
+        """Return all of it, bytes; the last :attr:`spare` of them may be written to."""
+
+    @property
+    def spare(self) -> int:
+        """Return how many bytes at the end hold nothing."""
+
+    def place(self, data: Frame) -> tuple[int, int]:
+        """Return where a buffer lies in it: its offset and its size in bytes."""
+
+
 class Link:
     """One session's connection; ``now`` is always monotonic seconds.
 
@@ -118,7 +141,7 @@ class Link:
         self._introduction: Encode | None = None
         self._introduced = False  # and not answered yet
         self._send_bytes = send_bytes
-        self._in_flight: list[tuple[zmq.MessageTracker, int]] = []
+        self._in_flight: list[tuple[Loan, int]] = []
         self._copied: deque[int] = deque([0] * (SEND_MESSAGES + 8))
         self._copied_bytes = 0
         self._started = self._waiting_since = now
@@ -164,11 +187,11 @@ class Link:
             self.dropped[f"{kind}:backlog"] += pushed_out
         self._send_backlog(now, at_most=2)
 
-    def best_effort(self, kind: str, make: Make, count: int = 1) -> list[zmq.MessageTracker] | None:
+    def best_effort(self, kind: str, make: Make, count: int = 1) -> list[Loan] | None:
         """Send the message that ``make`` gives for its number, or count it as dropped and return None.
 
         ``count`` is how many it stands for. Buffers of :data:`ZERO_COPY_BYTES` and more must stay as they are until
-        every tracker returned is done.
+        every loan returned is dead.
         """
         if not self.writable:
             self.dropped[f"{kind}:no_peer" if not self.daemon else f"{kind}:busy_peer"] += count
@@ -186,96 +209,116 @@ class Link:
                 large += size
             else:
                 copied += size
-        if self._held_bytes() + copied + large > self._send_bytes:
+        if not self._room_for(copied + large):
             self.dropped[f"{kind}:send_bytes"] += count
             return None
-        trackers = self._send(frames, copied, large)
-        if trackers is None:
+        loans = self._send(frames, copied, large)
+        if loans is None:
             self.dropped[f"{kind}:busy_peer"] += count
             return None
         self.sent[kind] += count
-        return trackers
+        return loans
 
     def together(
         self,
         messages: Sequence[tuple[Encode, int]],
         arrays: Sequence[tuple[str, Make, int]],
-        data: memoryview,
-        place: Callable[[Frame], int],
+        memory: Memory,
         now: float,
-    ) -> list[zmq.MessageTracker]:
+    ) -> list[Loan]:
         """Send must-arrive ``messages`` of one kind, "step", and ``arrays`` as one where that can be, else one by one.
 
-        With each comes how many messages it stands for. The buffers of ``arrays`` lie in ``data``, in order, each at
-        the offset that ``place`` tells. What cannot be sent is kept or counted as :meth:`must_arrive` and
-        :meth:`best_effort` do; of arrays that cannot be made, the kind and the error are counted.
+        With each comes how many messages it stands for. The buffers of ``arrays`` lie in ``memory``, in order. What
+        cannot be sent is kept or counted as :meth:`must_arrive` and :meth:`best_effort` do; of arrays that cannot be
+        made, the kind and the error are counted.
         """
-        in_order = self.backlog.sent_all and self.writable
-        first = self.backlog.following
-        pushed_out = sum([self.backlog.add(message, steps) for message, steps in messages])
-        if pushed_out:
-            self.dropped["step:backlog"] += pushed_out
-        if in_order and not pushed_out and self._held_bytes() + data.nbytes <= self._send_bytes:
+        backlog = self.backlog
+        first = backlog.following
+        alone = not (backlog.sent_all and self.writable)
+        for message, steps in messages:
+            pushed_out = backlog.add(message, steps)
+            if pushed_out:
+                self.dropped["step:backlog"] += pushed_out
+                alone = True
+        if not alone and self._room_for(len(memory.data)):
             made: list[Bundled] = []
-            bundled: list[Bundled]
-            numbers = self.sent.copy()
+            numbers: dict[str, int] = {}
             ready: list[tuple[str, Make, int]] = []
-            for kind, make, count in arrays:
+            for array in arrays:
+                kind, make, count = array
+                number = numbers[kind] if kind in numbers else self.sent[kind]
                 try:
-                    header, tensors = make(numbers[kind] + 1)
+                    header, tensors = make(number + 1)
                 except Exception as error:  # the steps must arrive all the same
                     self._not_made(kind, error, count)
                     continue
-                numbers[kind] += count
-                ready.append((kind, make, count))
-                made.append((header, [(place(tensor.data), memoryview(tensor.data).nbytes) for tensor in tensors]))
-            arrays, bundled = ready, []
-            while (held := self.backlog.upcoming()) is not None:
-                bundled.append((held.frames[0], ()))
-                self.backlog.sent()
-            bundled += made
-            frames = bundle(bundled, data if arrays else None) if bundled else None
-            size = data.nbytes if arrays and data.nbytes >= ZERO_COPY_BYTES else 0
-            if frames is not None:
-                copied = sum(memoryview(frame).nbytes for frame in frames) - size
-                trackers = self._send(frames, copied, size)
-                if trackers is not None:
-                    if first == self.backlog.first:
-                        self._waiting_since = now
-                    self.sent = numbers
-                    return trackers
-            self.backlog.rewind(first)
+                numbers[kind] = number + count
+                ready.append(array)
+                made.append((header, [memory.place(tensor.data) for tensor in tensors]))
+            arrays = ready
+            loans = self._send_bundle(made, memory)
+            if loans is not None:
+                if first == backlog.first:
+                    self._waiting_since = now
+                for kind, number in numbers.items():
+                    self.sent[kind] = number
+                return loans
+            backlog.rewind(first)
         self._send_backlog(now, at_most=2 * len(messages))
-        trackers = []
+        loans = []
         for kind, make, count in arrays:
             try:
-                trackers += self.best_effort(kind, make, count) or ()
+                loans += self.best_effort(kind, make, count) or ()
             except Exception as error:
                 self._not_made(kind, error, count)
-        return trackers
+        return loans
+
+    def _send_bundle(self, made: list[Bundled], memory: Memory) -> list[Loan] | None:
+        """Send what is upcoming and what was made of arrays as one message; return None where that cannot be."""
+        bundled: list[Bundled] = []
+        while (held := self.backlog.upcoming()) is not None:
+            bundled.append((held.frames[0], ()))
+            self.backlog.sent()
+        if not (bundled or made):
+            return None
+        frames = bundle([*bundled, *made], memory.data, memory.spare) if made else bundle(bundled)
+        if frames is None:
+            return None
+        large = len(frames[1]) if made and len(frames[1]) >= ZERO_COPY_BYTES else 0
+        copied = len(frames[0]) + (len(frames[1]) if made and not large else 0)
+        return self._send(frames, copied, large)
 
     def _not_made(self, kind: str, error: Exception, count: int) -> None:
         if not isinstance(error, KeyError):  # an array that was left out, and counted
             self.dropped[f"{kind}:{type(error).__name__}"] += count
 
+    def _room_for(self, size: int) -> bool:
+        """Return whether libzmq may be given so many bytes more."""
+        # Whether it let go of buffers costs to ask: only where it matters.
+        few = len(self._in_flight) < FEW_IN_FLIGHT
+        if few and self._copied_bytes + sum([nbytes for _, nbytes in self._in_flight]) + size <= self._send_bytes:
+            return True
+        return self._held_bytes() + size <= self._send_bytes
+
     def _held_bytes(self) -> int:
         """Return the most that libzmq can be holding: the last copied messages, and buffers it has not let go."""
         if self._in_flight:
-            self._in_flight = [entry for entry in self._in_flight if not entry[0].done]
+            self._in_flight = [entry for entry in self._in_flight if entry[0]() is not None]
         return self._copied_bytes + sum(size for _, size in self._in_flight)
 
-    def _send(self, frames: list[Frame], copied: int, large: int) -> list[zmq.MessageTracker] | None:
-        trackers: list[zmq.MessageTracker] = []
+    def _send(self, frames: list[Frame], copied: int, large: int) -> list[Loan] | None:
+        loans: list[Loan] = []
         parts: list[Any] = frames
         if large:
             parts = []
             for frame in frames:
-                size = memoryview(frame).nbytes
+                size = len(frame) if type(frame) is bytes else memoryview(frame).nbytes
                 if size >= ZERO_COPY_BYTES:
-                    part = zmq.Frame(frame, track=True, copy=False)
-                    trackers.append(part.tracker)
-                    self._in_flight.append((part.tracker, size))
-                    parts.append(part)
+                    view = memoryview(frame)  # one that nobody else has
+                    loans.append(weakref.ref(view))
+                    self._in_flight.append((loans[-1], size))
+                    parts.append(zmq.Frame(view, copy=False))
+                    del view
                 else:
                     parts.append(frame)
         try:
@@ -289,7 +332,7 @@ class Link:
         self._sent_anything = True
         self._copied_bytes += copied - self._copied.popleft()
         self._copied.append(copied)
-        return trackers
+        return loans
 
     def _send_backlog(self, now: float, at_most: int) -> None:
         while at_most and self.writable:

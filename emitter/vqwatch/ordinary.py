@@ -16,12 +16,11 @@ from . import schedule
 from .capture import item_of
 from .collect import GRADIENT_KEY, Entry
 from .held import Held, Keeper, any_changed
-from .routine import Batch, Routine, Taken, look
-from .staging import MOST_SCALARS, SMALL_SLOTS, aligned
+from .routine import Arrays, Batch, Routine, Taken, look, look_alike
+from .staging import MOST_SCALARS, SMALL_SLOTS, SPARE_BYTES, Extras
 from .wire import MAX_BUNDLED
 
 if TYPE_CHECKING:
-    from .capture import Item
     from .collect import Collector
     from .outbox import Outbox
     from .schedule import Schedule
@@ -62,6 +61,7 @@ class Ordinary:
         self._general = general
         self._stream = staging.current_stream()
         self._routines: dict[Any, Routine] = {}
+        self._arrays: list[Arrays] = []
         self._latest: list[Routine | None] = [None, None]  # without codes, and with them
         self._beside: list[Entry] = []
         self._gradient_part = self._gradient_parts = 0
@@ -78,30 +78,29 @@ class Ordinary:
             return False
         if not self._staging.is_current(self._stream):
             return False
-        if not keeper.held:
-            if _is_capturing():
-                return False
-            keeper.at_once = keeper.most > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not keeper.held and self.capturing():
+            return False
         return keeper.keep(step, losses, codes, mask, grad_norm, now)
+
+    def capturing(self) -> bool:
+        """Return whether a CUDA graph is being captured, in which nothing may be done."""
+        return bool(_is_capturing())
 
     @property
     def more_gradients(self) -> bool:
         """Return whether parts of the gradient norms are left to take."""
         return self._gradient_part < self._gradient_parts
 
-    def take_gradients(self, due: bool) -> None:
-        """Let the last step kept have gradient norms: of all modules where it is told no norm, else of a part.
+    def want_gradients(self) -> None:
+        """Begin with the gradient norms: of all modules at once where the last step is told no norm, else in parts."""
+        self._gradient_part = 0
+        self._gradient_parts = self._collector.gradient_parts(whole=self.keeper.held[-1].norm is None)
 
-        Where they are due the first part is taken, and one more at each step that follows.
-        """
+    def take_gradients(self) -> None:
+        """Let the last step kept have the next part of the gradient norms."""
         held = self.keeper.held[-1]
-        if due:
-            self._gradient_part = 0
-            self._gradient_parts = self._collector.gradient_parts(whole=held.norm is None)
-        if self.more_gradients:
-            part = None if held.norm is None else self._gradient_part
-            held.gradients = self._collector.gradient_norms(part)
-            self._gradient_part += 1
+        held.gradients = self._collector.gradient_norms(None if held.norm is None else self._gradient_part)
+        self._gradient_part += 1
 
     def beside(self, entry: Entry) -> None:
         """Take arrays of the last step kept, to be sent after it."""
@@ -122,12 +121,13 @@ class Ordinary:
         self._patience_seconds = max(PATIENCE_SECONDS, most * self._plan.step_seconds)
         if self._most_bytes:
             most = min(most, max(1, TOGETHER_BYTES // self._most_bytes))
-        self.keeper.most = min(most, (MAX_BUNDLED - 1) // self._most_messages)
+        self.keeper.most = most = min(most, (MAX_BUNDLED - 1) // self._most_messages)
+        self.keeper.at_once = most > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
 
     def copy(self) -> None:
         """Begin the copies of the steps kept, in one go where they are ordinary; the others go the general way."""
         keeper = self.keeper
-        if not keeper.held or _is_capturing():
+        if not keeper.held or self.capturing():
             return
         started = time.monotonic()
         plan = self._plan
@@ -142,12 +142,14 @@ class Ordinary:
                 if numbers or arrays:
                     self._leave_out(one, numbers, arrays)
         batch: list[_Ordered] = []
+        alike = look_alike(held)
+        known: list[Routine | None] = [None, None]  # of this batch, without codes and with them
         for one in held:
             with_codes = (one.codes is not None or len(one.tapped) > 0) and plan.codes_due(one.step)
             given = one.scalars
-            routine = self._latest[with_codes]
-            if routine is None or not routine.fits(one, given):
-                routine = self._routine(one, given, with_codes)
+            routine = known[with_codes] if alike else None
+            if routine is None:
+                routine = known[with_codes] = self._routine(one, given, with_codes)
             if routine is None:
                 self._copy(batch, started)
                 batch = []
@@ -162,9 +164,15 @@ class Ordinary:
         for entry in self._beside:
             self._outbox.add(entry)
         self._beside.clear()
+        for one in held:
+            one.let_go_of_arrays()
+        keeper.copied = held
 
     def _routine(self, held: Held, numbers: list[torch.Tensor], with_codes: bool) -> Routine | None:
-        """Return how a step is taken that is not as the last one was, None where nothing like it was met before."""
+        """Return how a step is taken: as the last one was, or one before; None where nothing like it was met."""
+        routine = self._latest[with_codes]
+        if routine is not None and routine.fits(held, numbers):
+            return routine
         routine = self._routines.get(look(held, numbers, with_codes))
         if routine is None or not routine.fits(held, numbers):
             return None
@@ -197,12 +205,18 @@ class Ordinary:
                     self._general(held)
 
     def _fitting(self, batch: list[_Ordered]) -> int:
-        """Return how many of the steps fit into one slot, at least one."""
-        size, numbers = 4 * MOST_SCALARS, 0
+        """Return how many of the steps fit into one slot, at least one; those with arrays have them alike."""
+        size, numbers, most = 4 * MOST_SCALARS + SPARE_BYTES, 0, self._staging.small_bytes
+        arrays: Arrays | None = None
         for count, (_, routine, given) in enumerate(batch):
-            size += routine.nbytes
             numbers += len(given)
-            if count and (size > self._staging.small_bytes or numbers > MOST_SCALARS):
+            found = routine.arrays
+            if found is not None:
+                size += found.nbytes
+                if arrays is not None and found is not arrays:
+                    return count
+                arrays = found
+            if count and (size > most or numbers > MOST_SCALARS):
                 return count
         return len(batch)
 
@@ -210,61 +224,65 @@ class Ordinary:
         """Enqueue the copies of some steps into one slot; return False where none is free."""
         numbers: list[torch.Tensor] = []
         sources: list[torch.Tensor] = []
-        parts: list[Sequence[Item]] = []
         steps: list[Taken] = []
-        plan: list[Any] = []
-        size = 4 * MOST_SCALARS
+        parts: list[Taken] = []
+        arrays: Arrays | None = None
+        extras: Extras | None = None
         for held, routine, given in chosen:
-            taken = Taken(held, routine, len(numbers), len(parts))
-            steps.append(taken)
-            parts.append(routine.items)
+            taken = Taken(held, routine, len(numbers))
             numbers += given
-            plan.append(routine)
-            if routine.items:
-                size += routine.nbytes
-                arrays = held.arrays[: routine.sources]
-                if routine.moved:
-                    arrays[0] = arrays[0].movedim(-1, 0)
-                sources += arrays
+            if routine.arrays is not None:
+                arrays = routine.arrays
+                sources += held.tensors[held.numbers : held.numbers + len(arrays.dtypes)]
+                parts.append(taken)
             if held.gradients is not None:
                 norms, taken.modules = held.gradients
+                extras = extras or Extras()
                 item = item_of(GRADIENT_KEY, schedule.GRADIENTS, [norms], tuple(norms.shape), "f32")
-                taken.items = parts[-1] = [*routine.items, item]
-                sources.append(norms)
-                plan.append(item.shape)
-                size += aligned(item.nbytes)
+                extras.add(len(steps), [item], [norms], item.shape)
+            steps.append(taken)
         if clusters:
-            entry = Entry(steps[-1].step)
+            entry = Entry(taken.step)
             self._collector.take_clusters(entry)
-            steps[-1].items = parts[-1] = [*parts[-1], *entry.items]
-            steps[-1].outgoing = [*steps[-1].outgoing, *entry.outgoing]
-            sources.extend(entry.sources)
-            plan.append(entry.plan or tuple([(item.key, item.shape, item.dtype) for item in entry.items]))
-            size += sum(aligned(item.nbytes) for item in entry.items)
-        slot = self._staging.free_small(size)
+            if entry.items:
+                extras = extras or Extras()
+                looks = entry.plan or tuple([(item.key, item.shape, item.dtype, item.rows) for item in entry.items])
+                extras.add(len(steps) - 1, entry.items, entry.sources, looks)
+                taken.outgoing = [*taken.outgoing, *entry.outgoing]
+        size = 4 * MOST_SCALARS + SPARE_BYTES + (0 if arrays is None else len(parts) * arrays.nbytes)
+        slot = self._staging.free_small(size + (0 if extras is None else extras.nbytes))
         if slot is None:
             return False
-        with torch.no_grad(), self._staging.on(self._stream):
-            slot.copy(numbers, parts, sources, tuple(plan))
+        with self._staging.on(self._stream):
+            slot.copy_alike(numbers, arrays, len(parts), sources, extras)
         slot.users = 1
-        self._outbox.add(Batch(slot, steps, len(numbers), time.monotonic() - started))
+        self._outbox.add(Batch(slot, steps, parts, len(numbers), time.monotonic() - started))
         return True
 
     def learn(self, entry: Entry, held: Held, with_codes: bool) -> None:
         """Keep what the general way made of a step, if the next of its kind can be taken the same way."""
-        self._stream = self._staging.current_stream()
+        stream = self._staging.current_stream()
+        if stream is not self._stream:
+            self._stream = stream
+            self._staging.another_stream()
         if len(self._routines) >= MOST_ROUTINES:
             self._routines.clear()
+            self._arrays.clear()
         numbers = held.scalars
         without = Routine.of(entry, held, with_codes=False)
         if without is not None:
             self._routines[look(held, numbers, with_codes=False)] = without
         routine = Routine.of(entry, held, with_codes=True) if with_codes else None
-        if routine is not None:
-            routine.nbytes = sum(aligned(item.nbytes) for item in routine.items)
-            self._routines[look(held, numbers, with_codes=True)] = routine
-            self._most_messages = max(self._most_messages, 1 + len(routine.outgoing))
-            if routine.nbytes > self._most_bytes:
-                self._most_bytes = routine.nbytes
-                together = max(1, min(schedule.MOST_TOGETHER, TOGETHER_BYTES // routine.nbytes))
-                self._staging.reserve(4 * MOST_SCALARS + together * routine.nbytes + (64 << 10))
+        if routine is None or routine.arrays is None:
+            return
+        self._routines[look(held, numbers, with_codes=True)] = routine
+        arrays = routine.arrays
+        for known in self._arrays:
+            if known == arrays:
+                routine.arrays = known
+                return
+        self._arrays.append(arrays)
+        self._most_messages = max(self._most_messages, 1 + len(arrays.outgoing))
+        self._most_bytes = max(self._most_bytes, arrays.nbytes)
+        together = max(1, min(schedule.MOST_TOGETHER, TOGETHER_BYTES // arrays.nbytes))
+        self._staging.expect(arrays, together + 1, held.tensors[held.numbers : held.numbers + len(arrays.dtypes)])

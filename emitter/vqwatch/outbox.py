@@ -4,22 +4,21 @@ except where it is told to."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .backlog import Encode
-from .collect import Entry
+from .collect import CodesBuild, Entry
 from .complaints import Complaints
-from .link import Link, Make
+from .link import Link, Loan, Make
 from .routine import alike, arrays_of
 from .schedule import Schedule
-from .wire import Encoded, Frame, Origin, encode_codes_of_steps, encode_header, encode_step
+from .wire import Frame, Origin, encode_header, encode_step
 
 if TYPE_CHECKING:
-    import zmq
-
     from .collect import Arrived, Build
     from .routine import Batch, Taken
 
@@ -66,36 +65,33 @@ class Outbox:
             if not isinstance(entry, Entry):
                 spent += self._send_batch(entry, now)
                 continue
-            trackers: list[zmq.MessageTracker] = []
+            loans: list[Loan] = []
             try:
                 entry.resolve()
                 if not entry.alone:
                     message = self._step_message(entry.step, entry.time_ns, entry.fields(), with_news=True)
                     self._link.must_arrive("step", message, now)
                     self.last_step = entry.step
-                spent += self._send_arrays(entry, trackers, now)
+                spent += self._send_arrays(entry, loans, now)
             finally:
                 if entry.slot is not None:
-                    entry.slot.release(trackers)
+                    entry.slot.release(loans)
             self._plan.spent(entry.costs)
         return spent
 
     def _send_batch(self, batch: Batch, now: float) -> float:
         """Send the steps of a batch, with their arrays, as one message where that can be."""
         started = time.monotonic()
-        slot, numbers = batch.slot, batch.numbers
+        slot, numbers = batch.slot, batch.resolve()
         last = batch.steps[-1]
-        for taken in batch.steps:
-            if taken.items:
-                taken.tensors = slot.tensors(taken.part)
         arrays = [(kind, _make(build, steps), len(steps)) for kind, build, steps in arrays_of(batch.steps)]
         messages = [self._message(steps, numbers, steps[-1] is last) for steps in alike(batch.steps)]
         self.last_step = last.step
-        trackers: list[zmq.MessageTracker] = []
+        loans: list[Loan] = []
         try:
-            trackers = self._link.together(messages, arrays, slot.data, slot.place, now)
+            loans = self._link.together(messages, arrays, slot, now)
         finally:
-            slot.release(trackers)
+            slot.release(loans)
         seconds = (time.monotonic() - started) / 2
         self._plan.spent(batch.costs(seconds))
         return seconds if arrays else 0.0
@@ -109,7 +105,7 @@ class Outbox:
             if self._pending:
                 time.sleep(_LOOK_SECONDS)
 
-    def _send_arrays(self, entry: Entry, trackers: list[zmq.MessageTracker], now: float) -> float:
+    def _send_arrays(self, entry: Entry, loans: list[Loan], now: float) -> float:
         """Send an entry's arrays and add what tracks their buffers; return the seconds that it took."""
         total = 0.0
         for kind, build in entry.outgoing:
@@ -117,9 +113,9 @@ class Outbox:
             make = _make(build, [entry])
             with contextlib.suppress(KeyError):  # one of its arrays was left out, and counted
                 if entry.alone and entry.slot is not None and len(entry.outgoing) == 1:  # all of it lies in the slot
-                    trackers += self._link.together([], [(kind, make, 1)], entry.slot.data, entry.slot.place, now)
+                    loans += self._link.together([], [(kind, make, 1)], entry.slot, now)
                 else:
-                    trackers += self._link.best_effort(kind, make) or ()
+                    loans += self._link.best_effort(kind, make) or ()
             seconds = time.monotonic() - started
             entry.costs[kind] = entry.costs.get(kind, 0.0) + seconds
             total += seconds
@@ -158,9 +154,5 @@ def _make(build: Build, steps: Sequence[Arrived]) -> Make:
     """Return what makes the message of one step's arrays, or the one of the codes of several."""
     if len(steps) == 1:
         return lambda seq: encode_header(build(steps[0], seq))
-
-    def make(seq: int) -> Encoded:
-        codes: list[Any] = [build(step, seq + index) for index, step in enumerate(steps)]
-        return encode_codes_of_steps(codes)
-
-    return make
+    assert isinstance(build, CodesBuild)
+    return functools.partial(build.together, steps)

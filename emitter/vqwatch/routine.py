@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from . import schedule
+from .capture import aligned
 from .collect import GRADIENT_KEY, energies, gradient_norms
 from .scalars import ENERGY, LOSS, NORM, RATE
 from .wire import MAX_STEPS
@@ -32,24 +35,65 @@ def look(held: Held, numbers: Sequence[torch.Tensor], with_codes: bool) -> Any:
     return held.names, tuple(types), tuple(dtypes), tuple(held.norms), *(none if with_codes else none[:1]), *arrays
 
 
+def look_alike(steps: Sequence[Held]) -> bool:
+    """Return whether all steps look as the first one does, as far as :meth:`Routine.fits` is concerned.
+
+    What most steps do, told for all of them at a fraction of what it takes to ask for each.
+    """
+    first = steps[0]
+    count, arrays = len(first.tensors), (first.codes is None, first.mask is None, first.norm is None)
+    layers = [layer for layer, _ in first.tapped]
+    for one in steps:
+        if one.names != first.names or one.norms or len(one.tensors) != count:
+            return False
+        if (one.codes is None, one.mask is None, one.norm is None) != arrays:
+            return False
+        if layers and [layer for layer, _ in one.tapped] != layers:
+            return False
+    times = len(steps)
+    tensors = [tensor for one in steps for tensor in one.tensors]
+    return (
+        [type(value) for one in steps for value in one.values] == [type(value) for value in first.values] * times
+        and {type(rate) for one in steps for rate in one.rates} <= {float}
+        and False not in [tensor.is_cuda for tensor in tensors]
+        and [tensor.dtype for tensor in tensors] == [tensor.dtype for tensor in first.tensors] * times
+        and [tensor.shape for tensor in tensors] == [tensor.shape for tensor in first.tensors] * times
+    )
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The codes of a step, and its mask: from what they are taken, and how they are told.
+
+    One object stands for all that are equal, so that it can be known by identity.
+    """
+
+    items: tuple[Item, ...]
+    outgoing: tuple[tuple[str, Build], ...]
+    dtypes: tuple[torch.dtype, ...]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Return the bytes that they take in a slot."""
+        return sum(aligned(item.nbytes) for item in self.items)
+
+    __hash__ = object.__hash__
+
+
 class Routine:
     """How to take the numbers and codes of steps that look alike: what the general way made of one."""
 
     __slots__ = (
-        "_dtypes", "_layers", "_masked", "_names", "_normed", "_norms", "_number_dtypes", "_shapes", "_types", "items",
-        "losses", "moved", "nbytes", "outgoing", "sources",
+        "_dtypes", "_layers", "_masked", "_names", "_normed", "_norms", "_number_dtypes", "_shapes", "_types", "arrays",
+        "losses",
     )  # fmt: skip
 
     def __init__(self, entry: Entry, held: Held, with_codes: bool) -> None:
         self.losses = [name for group, name in entry.scalars.names if group == LOSS]
-        self.items: list[Item] = entry.items if with_codes else []
-        self.nbytes = 0
-        self.outgoing: list[tuple[str, Build]] = entry.outgoing if with_codes else []
-        self.sources = len(entry.sources)
-        self.moved = False
-        if with_codes and held.codes is not None:
-            first = entry.sources[0]
-            self.moved = first.shape != held.codes.shape or first.stride() != held.codes.stride()
+        self.arrays: Arrays | None = None
+        if with_codes:
+            dtypes = tuple(source.dtype for source in entry.sources)
+            self.arrays = Arrays(_as_given(entry, held), tuple(entry.outgoing), dtypes)
         self._names = held.names
         self._types = [type(value) for value in held.values]
         self._number_dtypes = [number.dtype for number in held.scalars]
@@ -107,7 +151,7 @@ class Routine:
         for rate in held.rates:
             if type(rate) is not float:
                 return False
-        if not self.items:
+        if self.arrays is None:
             return True
         arrays = held.arrays
         if (
@@ -120,20 +164,26 @@ class Routine:
         return False not in [array.is_cuda for array in arrays]
 
 
+def _as_given(entry: Entry, held: Held) -> tuple[Item, ...]:
+    """Return an entry's items, the codes turned where they were given with the layers in the last axis."""
+    codes, first = held.codes, entry.sources[0]
+    if codes is None or (first.shape == codes.shape and first.stride() == codes.stride()):
+        return tuple(entry.items)
+    return replace(entry.items[0], turned=True), *entry.items[1:]
+
+
 class Taken:
     """An ordinary step on its way: as little as tells what to send when it has arrived."""
 
     __slots__ = (
-        "_at", "_known", "_losses", "_rates", "_rows", "_with_norm", "items", "modules", "outgoing", "part", "step",
-        "tensors", "time_ns",
+        "_at", "_known", "_losses", "_rates", "_rows", "_with_norm", "modules", "outgoing", "step", "tensors",
+        "time_ns",
     )  # fmt: skip
 
-    def __init__(self, held: Held, routine: Routine, at: int, part: int) -> None:
+    def __init__(self, held: Held, routine: Routine, at: int) -> None:
         self.step = held.step
         self.time_ns = held.time_ns
-        self.part = part
-        self.items: Sequence[Item] = routine.items
-        self.outgoing: list[tuple[str, Build]] = routine.outgoing
+        self.outgoing: Sequence[tuple[str, Build]] = () if routine.arrays is None else routine.arrays.outgoing
         self.modules: list[str] = []
         self.tensors: Mapping[Key, Tensor] = {}
         self._at = at
@@ -233,11 +283,14 @@ def arrays_of(steps: Sequence[Taken]) -> list[tuple[str, Build, list[Taken]]]:
 
 
 class Batch:
-    """Ordinary steps that lie in one slot, with so many numbers in all."""
+    """Ordinary steps that lie in one slot, with so many numbers in all; ``parts`` of them have arrays."""
 
-    def __init__(self, slot: Slot, steps: Sequence[Taken], numbers: int, seconds: float) -> None:
+    def __init__(
+        self, slot: Slot, steps: Sequence[Taken], parts: Sequence[Taken], numbers: int, seconds: float
+    ) -> None:
         self.slot = slot
         self.steps = steps
+        self._parts = parts
         self._numbers = numbers
         self._seconds = seconds
 
@@ -246,12 +299,17 @@ class Batch:
         """Return whether everything is on the host. Does not wait."""
         return self.slot.arrived
 
-    @property
-    def numbers(self) -> list[float]:
-        """Return the numbers of all steps, once arrived."""
-        return self.slot.numbers(0, self._numbers)
+    def resolve(self) -> list[float]:
+        """Give each step its arrays, once arrived, and return the numbers of all."""
+        slot = self.slot
+        for part, taken in enumerate(self._parts):
+            taken.tensors = slot.tensors(part)
+        for owner, more in slot.extras():
+            taken = self.steps[owner]
+            taken.tensors = {**taken.tensors, **more}
+        return slot.numbers(0, self._numbers)
 
     def costs(self, seconds: float) -> dict[str, float]:
         """Return what the arrays of one of the steps cost, told what it took to send them all."""
         share = (self._seconds / 2 + seconds) / len(self.steps)
-        return {schedule.CODES: share} if self.steps[0].items else {}
+        return {schedule.CODES: share} if self._parts else {}

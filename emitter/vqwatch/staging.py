@@ -8,27 +8,38 @@ Small slots are pinned host memory that the device writes to directly: no second
 host time. Large ones, for codebooks and reconstructions, are staged in device memory first, and a side stream takes
 them to pinned memory, so that the training does not wait for the bus. Slots are allocated at first use, grow to a
 power of two when a step does not fit, and never shrink.
+
+In a steady state a copy makes no tensor, not even a view: memory for its object would have to be allocated, and the
+first allocation of a call that malloc cannot serve from its cache costs as much as several copies.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, Protocol
 
 import torch
-import zmq
 
 from . import schedule
 from .arrays import Refused
-from .capture import Item, Key
-from .wire import Tensor
+from .capture import Item, Key, aligned
+from .link import Loan
+from .wire import Frame, Tensor
 
 MOST_SCALARS: Final = 512
 SMALL_SLOTS: Final = 12
 LARGE_SLOTS: Final = 3
+LAID_OUT: Final = 3
+"""Small slots that are laid out when a kind of step is met first; the others when they are needed."""
 
-_ALIGNMENT: Final = 256
+SPARE_BYTES: Final = 8192
+"""What each slot has room for behind its arrays: the index of the message that they are sent in."""
+
+MOST_ALIKE: Final = schedule.MOST_TOGETHER + 1
+"""Steps copied together, at most as a rule: one that is busy with other things leaves the copying to the next."""
+
+_START: Final = 4 * MOST_SCALARS  # of the arrays, behind the numbers
 _SMALLEST: Final = 64 * 1024
 _MOST_LAYOUTS: Final = 32
 _TORCH_DTYPES: Final = {
@@ -40,46 +51,148 @@ _NOTHING: Final = contextlib.nullcontext()
 _make_event: Callable[[], Any] = torch.cuda.Event
 _make_stream: Callable[..., Any] = torch.cuda.Stream
 _foreach_copy: Callable[..., Any] = torch._foreach_copy_
+# torch.no_grad() without its Python.
+_set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
 # Event.record without its Python; a build without CUDA lacks it.
 _record: Callable[..., Any] = getattr(torch._C._CudaEventBase, "record", torch.cuda.Event.record)
 
 
-class _Layout:
-    """Where the numbers and arrays of some steps lie in one slot: views to copy into, and host memory to send."""
+class Arrays(Protocol):
+    """The arrays of one step, as many others have them too; known by identity."""
 
-    __slots__ = ("data", "device", "groups", "host", "places", "tensors")
+    @property
+    def items(self) -> Sequence[Item]:
+        """Return what they are."""
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes that they take in a slot."""
+
+
+class Extras:
+    """Arrays that few steps have, to lie behind those that all have; ``owners`` tells whose each of ``parts`` is."""
+
+    __slots__ = ("nbytes", "owners", "parts", "plan", "sources")
+
+    def __init__(self) -> None:
+        self.owners: list[int] = []
+        self.parts: list[Sequence[Item]] = []
+        self.sources: list[torch.Tensor] = []
+        self.plan: list[Any] = []
+        self.nbytes = 0
+
+    def add(self, owner: int, items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any) -> None:
+        """Let somebody have more; ``plan`` tells apart what is laid out otherwise."""
+        self.owners.append(owner)
+        self.parts.append(items)
+        self.sources += sources
+        self.plan.append(plan)
+        self.nbytes += sum([aligned(item.nbytes) for item in items])
+
+
+class _Layout:
+    """Where arrays of some steps lie in one slot: views to copy into, and host memory to send.
+
+    What is to be turned, such as codes with the layers in their last axis, is copied as it is to memory ``between``,
+    then turned, all of it at once: ``turned`` is what is copied to, and from. ``groups`` has, for each pair of dtypes,
+    the views and the indices of their sources: few launches cost less than fast ones.
+    """
+
+    __slots__ = ("data", "device", "end", "extras", "groups", "host", "places", "spare", "tensors", "turned")
 
     def __init__(
         self,
         slot: Slot,
-        numbers: Sequence[torch.Tensor],
+        at: int,
         parts: Sequence[Sequence[Item]],
         sources: Sequence[torch.Tensor],
+        between: Callable[[int], torch.Tensor | None],
     ) -> None:
-        views = slot.scalar_views[: len(numbers)]
+        views: list[torch.Tensor] = []
+        turned: list[tuple[int, int, Item]] = []  # the index of a view, where it lies, and what it is
         self.tensors: list[dict[Key, Tensor]] = []
-        self.places: dict[int, int] = {}
-        at = start = 4 * MOST_SCALARS
+        self.places: dict[int, tuple[int, int]] = {}
         for items in parts:
             tensors: dict[Key, Tensor] = {}
             for item in items:
                 view = slot.device[at : at + item.nbytes].view(_TORCH_DTYPES[item.dtype]).view(item.shape)
-                views.extend(view.unbind(0) if item.rows else [view])
+                if item.rows:
+                    views.extend(view.unbind(0))
+                elif item.turned:
+                    turned.append((len(views), at, item))
+                    views.append(view.movedim(0, -1))
+                else:
+                    views.append(view)
                 data = slot.memory[at : at + item.nbytes]
                 tensors[item.key] = Tensor(item.dtype, item.shape, data)
-                self.places[id(data)] = at - start
+                self.places[id(data)] = at - _START, item.nbytes
                 at += aligned(item.nbytes)
             self.tensors.append(tensors)
-        self.device = slot.device[:at]
-        self.host = slot.host[:at]
-        self.data = slot.memory[start:at]
-        # One call for each pair of dtypes: few launches cost less than fast ones.
-        groups: dict[Any, tuple[list[torch.Tensor], list[int]]] = {}
-        for index, (view, source) in enumerate(zip(views, [*numbers, *sources], strict=True)):
+        self.turned = _turned(slot, turned, views, between)
+        groups: _Groups = {}
+        for index, (view, source) in enumerate(zip(views, sources, strict=True)):
             into, of = groups.setdefault((source.dtype, view.dtype), ([], []))
             into.append(view)
             of.append(index)
-        self.groups = list(groups.values())
+        self._until(slot, at, groups)
+
+    def _until(self, slot: Slot, end: int, groups: _Groups) -> None:
+        self.groups = groups
+        self.extras: dict[Any, _Layout] = {}
+        self.end = end
+        self.device = slot.device[:end]
+        self.host = slot.host[:end]
+        self.spare = min(SPARE_BYTES, slot.capacity - end)
+        self.data = slot.memory[_START : end + self.spare]
+
+    def first(self, count: int, slot: Slot) -> _Layout:
+        """Return how the first parts lie, where all of them are alike."""
+        found = _Layout.__new__(_Layout)
+        parts = len(self.tensors)
+        found.tensors = self.tensors[:count]
+        found.places = self.places
+        found.turned = None
+        if self.turned is not None:
+            found.turned = self.turned[0][:count], self.turned[1][:count]
+        groups = {}
+        for dtypes, (into, of) in self.groups.items():
+            many = len(into) // parts * count
+            groups[dtypes] = into[:many], of[:many]
+        found._until(slot, _START + (self.end - _START) // parts * count, groups)
+        return found
+
+
+_Groups = dict[tuple[torch.dtype, torch.dtype], tuple[list[torch.Tensor], list[int]]]
+
+
+def _turned(
+    slot: Slot,
+    turned: Sequence[tuple[int, int, Item]],
+    views: list[torch.Tensor],
+    between: Callable[[int], torch.Tensor | None],
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Let several arrays that are alike be turned at once, by way of memory between.
+
+    Changes their ``views`` to such of that memory, and returns where to copy it to, and it, turned. None where they are
+    not alike or there is no memory: each is then turned as it is copied, which takes a launch each.
+    """
+    if len(turned) < 2:
+        return None
+    _, first, item = turned[0]
+    apart = turned[1][1] - first
+    if any(at != first + index * apart or of != item for index, (_, at, of) in enumerate(turned)):
+        return None
+    memory = between(len(turned) * item.nbytes)
+    if memory is None:
+        return None
+    dtype = _TORCH_DTYPES[item.dtype]
+    straight = memory[: len(turned) * item.nbytes].view(dtype).view(len(turned), *item.shape[1:], item.shape[0])
+    for (index, _, _), view in zip(turned, straight.unbind(0), strict=True):
+        views[index] = view
+    size = (len(turned) - 1) * apart + item.nbytes
+    rows = slot.device[first : first + size].view(dtype)
+    strides = torch.empty(item.shape, device="meta").stride()
+    return rows.as_strided((len(turned), *item.shape), (apart // rows.itemsize, *strides)), straight.movedim(-1, 1)
 
 
 class Slot:
@@ -96,18 +209,19 @@ class Slot:
         self._on_its_way = True
         self._filled = _make_event()
         self._arrived = _make_event()
-        self._trackers: list[zmq.MessageTracker] = []
+        self._loans: list[Loan] = []
         self._layouts: dict[Any, _Layout] = {}
-        self._layout: _Layout
+        self._layout: _Layout  # of what was copied last,
+        self._last: _Layout  # and of the extras behind it, or the same again
 
     @property
     def free(self) -> bool:
         """Return whether nothing under way refers to this slot's memory."""
         if self.users:
             return False
-        if self._trackers:
-            self._trackers = [tracker for tracker in self._trackers if not tracker.done]
-        return not self._trackers
+        if self._loans:
+            self._loans = [loan for loan in self._loans if loan() is not None]
+        return not self._loans
 
     def allocate(self, capacity: int, device: torch.device) -> None:
         """Give the slot memory of this many bytes, or raise RuntimeError and leave it as it was."""
@@ -125,52 +239,137 @@ class Slot:
         self._layouts.clear()
 
     def copy(
-        self,
-        numbers: Sequence[torch.Tensor],
-        parts: Sequence[Sequence[Item]],
-        sources: Sequence[torch.Tensor],
-        plan: Any,
+        self, numbers: Sequence[torch.Tensor], items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any
     ) -> None:
-        """Enqueue copies, with gradients off; nothing is waited for. ``plan`` tells apart what is laid out otherwise.
+        """Enqueue copies of one step; nothing is waited for. ``plan`` tells apart what is laid out otherwise.
 
-        ``numbers`` go to the slot's first places, ``sources`` are those of the items of each part.
+        ``numbers`` go to the slot's first places, ``sources`` are those of its items.
         """
         layout = self._layouts.get(plan)
         if layout is None:
-            if len(self._layouts) >= _MOST_LAYOUTS:
-                self._layouts.clear()
-            layout = self._layouts[plan] = _Layout(self, numbers, parts, sources)
-        self._layout = layout
-        given = [*numbers, *sources]
-        for into, of in layout.groups:
-            if len(of) == 1:
-                into[0].copy_(given[of[0]], non_blocking=True)
-            else:
-                _foreach_copy(into, [given[index] for index in of], non_blocking=True)
+            layout = self.lay_out_one(items, sources, plan)
+        self._enqueue(layout, numbers, sources, None)
+
+    def lay_out_one(self, items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any) -> _Layout:
+        """Work out where the arrays of one step lie."""
+        return self._learn(plan, _Layout(self, _START, [items], sources, self._staging.between))
+
+    def copy_alike(
+        self,
+        numbers: Sequence[torch.Tensor],
+        arrays: Arrays | None,
+        count: int,
+        sources: Sequence[torch.Tensor],
+        extras: Extras | None,
+    ) -> None:
+        """Enqueue copies of several steps, ``count`` of which have arrays, one like the other: a part for each."""
+        layout = self._layouts.get((arrays, count)) or self.lay_out(arrays, count, sources)
+        self._enqueue(layout, numbers, sources, extras)
+
+    def lay_out(self, arrays: Arrays | None, count: int, sources: Sequence[torch.Tensor]) -> _Layout:
+        """Work out where arrays of this kind lie: for as many as there is room for, so that few look like most."""
+        if arrays is None or count == 0:
+            return self._learn((arrays, count), _Layout(self, _START, (), (), self._staging.between))
+        run = self._layouts.get(arrays)
+        if run is None:
+            most = max(count, min(MOST_ALIKE, (self.capacity - _START - SPARE_BYTES) // arrays.nbytes))
+            one = sources[: len(sources) // count]
+            run = _Layout(self, _START, [arrays.items] * most, [*one] * most, self._staging.between)
+            self._learn(arrays, run)
+        if count > len(run.tensors):
+            run = _Layout(self, _START, [arrays.items] * count, sources, self._staging.between)
+        return self._learn((arrays, count), run.first(count, self))
+
+    def _learn(self, plan: Any, layout: _Layout) -> _Layout:
+        if len(self._layouts) >= _MOST_LAYOUTS:
+            self._layouts.clear()
+        self._layouts[plan] = layout
+        return layout
+
+    def _enqueue(
+        self,
+        layout: _Layout,
+        numbers: Sequence[torch.Tensor],
+        sources: Sequence[torch.Tensor],
+        extras: Extras | None,
+    ) -> None:
+        self._layout = self._last = layout
+        self._owners: Sequence[int] = ()
+        copies: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        if numbers:
+            _add_numbers(copies, self.scalar_views, numbers)
+        for dtypes, (into, of) in layout.groups.items():
+            _add(copies, dtypes, into, [sources[index] for index in of])
+        if extras is not None:
+            self._last = self._behind(layout, extras)
+            self._owners = extras.owners
+            for dtypes, (into, of) in self._last.groups.items():
+                _add(copies, dtypes, into, [extras.sources[index] for index in of])
+        enabled = torch.is_grad_enabled()
+        _set_grad_enabled(False)
+        try:
+            for into, found in copies.values():
+                if len(into) == 1:
+                    into[0].copy_(found[0], non_blocking=True)
+                else:
+                    _foreach_copy(into, found, non_blocking=True)
+            if layout.turned is not None:
+                layout.turned[0].copy_(layout.turned[1], non_blocking=True)
+        finally:
+            _set_grad_enabled(enabled)
         _record(self._arrived if self.mapped else self._filled, self._staging.current_stream())
         self._on_its_way = self.mapped
+
+    def _behind(self, layout: _Layout, extras: Extras) -> _Layout:
+        """Return how extras lie behind what is laid out."""
+        plan = tuple(extras.plan)
+        found = layout.extras.get(plan)
+        if found is None:
+            if len(layout.extras) >= _MOST_LAYOUTS:
+                layout.extras.clear()
+            found = _Layout(self, layout.end, extras.parts, extras.sources, self._staging.between)
+            layout.extras[plan] = found
+        return found
 
     def _fetch(self) -> None:
         """Begin the copy from the device to the host."""
         side = self._staging.side
         with torch.no_grad(), torch.cuda.stream(side):
             self._filled.wait(side)
-            self._layout.host.copy_(self._layout.device, non_blocking=True)
+            self._last.host.copy_(self._last.device, non_blocking=True)
             self._arrived.record(side)
         self._on_its_way = True
 
     @property
     def data(self) -> memoryview:
-        """Return the host memory that holds all arrays of all parts, once arrived."""
-        return self._layout.data
+        """Return the host memory that holds all arrays of all parts, once arrived, and :attr:`spare` bytes more."""
+        return self._last.data
 
-    def place(self, data: memoryview) -> int:
-        """Return where in :attr:`data` an array of :meth:`tensors` lies, as an offset in bytes."""
-        return self._layout.places[id(data)]
+    @property
+    def spare(self) -> int:
+        """Return how many bytes at the end of :attr:`data` hold nothing: they may be written to."""
+        return self._last.spare
+
+    def place(self, data: Frame) -> tuple[int, int]:
+        """Return where in :attr:`data` an array of :meth:`tensors` lies: its offset and its size in bytes."""
+        places = self._layout.places
+        return places[id(data)] if id(data) in places else self._last.places[id(data)]
+
+    def knows(self, plan: Any) -> bool:
+        """Return whether what this plan stands for was laid out here."""
+        return plan in self._layouts
+
+    def forget(self) -> None:
+        """Forget how anything was laid out here."""
+        self._layouts.clear()
 
     def tensors(self, part: int) -> dict[Key, Tensor]:
         """Return the arrays of one part in host memory, once arrived."""
         return self._layout.tensors[part]
+
+    def extras(self) -> Iterator[tuple[int, dict[Key, Tensor]]]:
+        """Yield the extras, each with its owner, once arrived."""
+        return zip(self._owners, self._last.tensors, strict=False)
 
     @property
     def arrived(self) -> bool:
@@ -187,10 +386,30 @@ class Slot:
         values: list[float] = self._numbers[at : at + count].tolist()
         return values
 
-    def release(self, trackers: list[zmq.MessageTracker]) -> None:
+    def release(self, loans: list[Loan]) -> None:
         """Let go of the slot for one of its steps: it is used again when all have, and libzmq is done with these."""
-        self._trackers += trackers
+        self._loans += loans
         self.users -= 1
+
+
+_Copies = dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]]
+"""For each pair of dtypes what to copy into, and from."""
+
+
+def _add(copies: _Copies, dtypes: Any, into: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    if dtypes in copies:
+        before = copies[dtypes]
+        into, sources = before[0] + into, before[1] + sources
+    copies[dtypes] = into, sources
+
+
+def _add_numbers(copies: _Copies, views: list[torch.Tensor], numbers: Sequence[torch.Tensor]) -> None:
+    dtypes = [number.dtype for number in numbers]
+    if dtypes.count(dtypes[0]) == len(dtypes):
+        copies[dtypes[0], torch.float32] = views[: len(numbers)], [*numbers]
+        return
+    for dtype, view, number in zip(dtypes, views, numbers, strict=False):
+        _add(copies, (dtype, torch.float32), [view], [number])
 
 
 class _Mapped:
@@ -200,11 +419,6 @@ class _Mapped:
         self.__cuda_array_interface__ = {
             "shape": (host.numel(),), "typestr": "|u1", "data": (host.data_ptr(), False), "strides": None, "version": 3,
         }  # fmt: skip
-
-
-def aligned(size: int) -> int:
-    """Return the bytes that an array of this size takes in a slot."""
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 class Staging:
@@ -220,6 +434,7 @@ class Staging:
             mapped = _can_map(device)
             self._small = [Slot(self, mapped) for _ in range(SMALL_SLOTS)]
             self._large = [Slot(self, False) for _ in range(LARGE_SLOTS)]
+        self._between: torch.Tensor | None = None
 
     def take(
         self, scalars: Sequence[torch.Tensor], items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any
@@ -227,7 +442,7 @@ class Staging:
         """Enqueue a step's copies and return its slot. Raises :class:`Refused` where no slot is free or can be had."""
         if len(scalars) > MOST_SCALARS:
             raise Refused("limit", f"{len(scalars)} numbers on the device in one step, at most {MOST_SCALARS}")
-        end = 4 * MOST_SCALARS
+        end = 4 * MOST_SCALARS + SPARE_BYTES
         large = False
         for item in items:
             end += aligned(item.nbytes)
@@ -239,8 +454,11 @@ class Staging:
             self._grow_others(slots, slot.capacity)
         slot.users = 1
         try:
-            with torch.no_grad():
-                slot.copy(scalars, [items], sources, plan)
+            if large and not slot.knows(plan):  # they come seldom: let it take long once, not with each slot
+                for other in slots:
+                    if other.capacity >= end and other.free:
+                        other.lay_out_one(items, sources, plan)
+            slot.copy(scalars, items, sources, plan)
         except Exception:
             slot.users = 0
             raise
@@ -256,11 +474,51 @@ class Staging:
     @property
     def small_bytes(self) -> int:
         """Return what the largest small slot holds."""
-        return max(slot.capacity for slot in self._small)
+        return max([slot.capacity for slot in self._small])
 
-    def reserve(self, size: int) -> None:
-        """Let the small slots that are free be this large, if there is memory for it."""
-        self._grow_others(self._small, max(_SMALLEST, 1 << (size - 1).bit_length()))
+    def expect(self, arrays: Arrays, most: int, sources: Sequence[torch.Tensor]) -> None:
+        """Let the small slots that are free hold arrays of so many steps like this one, if there is memory for it.
+
+        Those that are used first are laid out at once, which takes as long as several steps.
+        """
+        size = _START + SPARE_BYTES + most * arrays.nbytes + _SMALLEST
+        self._grow_others(self._small, 1 << (size - 1).bit_length())
+        if any(item.turned for item in arrays.items):
+            self.between(most * arrays.nbytes)
+        for slot in self._small[:LAID_OUT]:
+            if slot.free and slot.capacity >= size:
+                for count in range(1, most + 1):
+                    slot.lay_out(arrays, count, [*sources] * count)
+
+    def between(self, size: int) -> torch.Tensor | None:
+        """Return device memory of this many bytes for what is copied twice, or None where there is none left.
+
+        All of one stream use it, one after the other; see :meth:`another_stream`.
+        """
+        memory = self._between
+        if memory is None or memory.numel() < size:
+            more = size - (0 if memory is None else memory.numel())
+            if self.device_bytes + more > self._most_bytes:
+                return None
+            self._forget_between()
+            with torch.inference_mode(False):
+                try:
+                    self._between = torch.empty(size, dtype=torch.uint8, device=self._device)
+                except RuntimeError:  # no memory left on the device
+                    return None
+            self.device_bytes += size
+        return self._between
+
+    def another_stream(self) -> None:
+        """Share no memory between what was copied on one stream and what will be on another."""
+        self._forget_between()
+
+    def _forget_between(self) -> None:
+        if self._between is not None:
+            self.device_bytes -= self._between.numel()
+            self._between = None
+            for slot in self._small:
+                slot.forget()
 
     def is_current(self, stream: torch.cuda.Stream) -> bool:
         """Return whether this is the current stream of the device."""

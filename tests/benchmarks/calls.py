@@ -5,9 +5,9 @@ methods are wrapped, each training step is followed by one call, and the table t
 it came and how long it took. ``--spans`` also times what is inside, and prints for each kind of call where its time
 goes (exclusive of what is timed within; a clock costs a microsecond or two).
 
-Without a CUDA device it runs on the host: a copy of the package that takes the host for the device (see ``on_host.py``),
-with the copies themselves left out, beside a training that leaves the caches as cold as one on a device does. The
-Python is then the same, and what CUDA takes is missing.
+Without a CUDA device it runs on the host: a copy of the package that takes the host for the device, as ``on_host.py``
+makes it, with the copies themselves left out, beside a training that leaves the caches as cold as one on a device does.
+The Python is then the same, and what CUDA takes is missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Spans:
         self.own.clear()
 
 
-def wrap_all(spans: Spans, inner: bool) -> None:
+def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
     """Wrap what tells calls apart, and with ``inner`` what they are made of."""
     from vqwatch import backlog, collect, emitter, held, link, ordinary, outbox, routine, staging
     from vqwatch.codebooks import QuantizerLayer
@@ -87,8 +87,9 @@ def wrap_all(spans: Spans, inner: bool) -> None:
             (ordinary.Ordinary, "_copy_together"), (collect.Collector, "take_clusters"), (QuantizerLayer, "read"),
             (staging.Slot, "copy"), (staging.Staging, "free_small"), (outbox.Outbox, "_send_batch"),
             (link.Link, "together"), (link.Link, "_send"), (link, "bundle"), (outbox, "encode_step"),
-            (outbox, "encode_codes_of_steps"), (backlog.Backlog, "add"), (backlog.Backlog, "acknowledge"),
+            (collect.CodesBuild, "together"), (backlog.Backlog, "add"), (backlog.Backlog, "acknowledge"),
             (emitter.Emitter, "_expect"), (emitter.Emitter, "_go_on"), (emitter.Emitter, "_take_beside"),
+            (staging, "_Layout"), (routine, "look_alike"), (type(watch._capture), "stage"),
         ):  # fmt: skip
             spans.wrap(owner, method, f"  {method.removeprefix('_')}")
 
@@ -103,12 +104,12 @@ def measure(size: Size, device: torch.device, seconds: float, budget: float, inn
 
     calls: list[Call] = []
     spans = Spans(inner)
-    wrap_all(spans, inner)
     with ExitStack() as stack:
         training = Training(size, device)
         endpoint = stack.enter_context(sink(stack.enter_context(tempfile.TemporaryDirectory())))
         watch = vqwatch.attach(training.model, training.optimizer, endpoint=endpoint, run="calls", budget=budget)
         stack.callback(watch.close)
+        wrap_all(spans, watch, inner)
         cold = torch.randn(8 << 20) if device.type == "cpu" else None
         end, step = time.monotonic() + seconds, 0
         gc.collect()
@@ -168,6 +169,10 @@ def inside(calls: Sequence[Call]) -> str:
         lines.append(f"| **{did}** | **{statistics.mean(took for _, took, _ in middle):.0f}** |")
         shares = sorted(spent.items(), key=lambda pair: -pair[1])
         lines += [f"| {name.strip()} | {total / len(middle):.0f} |" for name, total in shares if total > len(middle)]
+    lines += ["", "The slowest calls:", ""]
+    for did, took, own in sorted(calls, key=lambda call: -call[1])[:12]:
+        most = ", ".join(f"{name.strip()} {own_us:.0f}" for name, own_us in sorted(own, key=lambda pair: -pair[1])[:4])
+        lines.append(f"- {did}: {took:.0f} ({most})")
     return "\n".join(lines)
 
 
@@ -186,6 +191,7 @@ def on_the_host(stack: ExitStack) -> Size:
     from vqwatch import staging
 
     staging._foreach_copy = lambda *_, **__: None
+    staging._turned = lambda *_: None
     return Size("host", 2, 256, 2, 64)
 
 

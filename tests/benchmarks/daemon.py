@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tests.messages import codes_of_steps
 
 from vqwatch.wire import (
     Bundled,
@@ -36,7 +37,6 @@ from vqwatch.wire import (
     bundle,
     decode_each,
     encode,
-    encode_codes_of_steps,
     encode_step,
     unbundle,
 )
@@ -86,10 +86,10 @@ def together(steps: Sequence[Step], of_codes: Sequence[Codes]) -> list[Frame]:
             index.append((bytes(encode_step(ORIGIN, alike[0].seq, 1, times, numbers, fields)[0]), ()))
         else:
             index += [(bytes(encode(step)[0]), ()) for step in alike]
-    header, tensors = encode_codes_of_steps(of_codes)
+    header, tensors = codes_of_steps(of_codes)
     size = memoryview(tensors[0].data).nbytes
     index.append((header, [(at * size, size) for at in range(len(tensors))]))
-    frames = bundle(index, b"".join(tensor.data for tensor in tensors))
+    frames = bundle(index, memoryview(b"".join(tensor.data for tensor in tensors)))
     assert frames is not None
     return frames
 

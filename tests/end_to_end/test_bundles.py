@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.messages import Memory, codes_of_steps
 from tests.servers import wait_for
 from tests.watching import Daemon
 
@@ -26,7 +27,6 @@ from vqwatch.wire import (
     Step,
     Tensor,
     encode,
-    encode_codes_of_steps,
     encode_header,
     encode_step,
 )
@@ -100,9 +100,9 @@ class Telling:
         """Return what makes the message of a step's codes."""
         return lambda seq: encode_header(self._codes(step, data, seq))
 
-    def codes_of(self, steps: range, parts: list[Frame]) -> Make:
+    def codes_of(self, steps: range, parts: Sequence[Frame]) -> Make:
         """Return what makes one message of the codes of several steps."""
-        return lambda seq: encode_codes_of_steps(
+        return lambda seq: codes_of_steps(
             [self._codes(step, part, seq + at) for at, (step, part) in enumerate(zip(steps, parts, strict=True))]
         )
 
@@ -114,16 +114,14 @@ class Telling:
             assert self.link.best_effort("codes", self.codes(step, CODES[step].data)) == []
 
     def together(self, steps: range) -> None:
-        data = memoryview(CODES[steps.start : steps.stop].copy()).cast("B")
-        size = CODES[0].nbytes
-        parts: list[Frame] = [data[at : at + size] for at in range(0, data.nbytes, size)]
-        places: dict[int, int] = {id(part): index * size for index, part in enumerate(parts)}
+        memory = Memory(CODES[steps.start : steps.stop])
+        parts = memory.parts
         arrays = [
             ("codes", self.codes_of(steps[:-1], parts[:-1]), len(steps) - 1),
             ("codes", self.codes(steps[-1], parts[-1]), 1),
         ]
         told = [(self.step(steps[0]), 1), (self.following(steps[1:]), len(steps) - 1)]
-        self.link.together(told, arrays, data, lambda part: places[id(part)], time.monotonic())
+        self.link.together(told, arrays, memory, time.monotonic())
 
     def readings(self) -> dict[str, str]:
         """Return the run's samples as Prometheus scrapes them, but those of the moment, without the run's name."""

@@ -42,9 +42,9 @@ def index(*places: Any, header: Any = HEADER) -> bytes:
     return packed
 
 
-@given(st.lists(MESSAGES, max_size=4), st.integers(0, 9))
-def test_messages_come_out_as_they_went_in(messages: list[Message], apart: int) -> None:
-    found = [decode(parts) for parts in unbundle(bundled(messages, apart))]
+@given(st.lists(MESSAGES, max_size=4), st.integers(0, 9), st.sampled_from([0, 300, 64_000]))
+def test_messages_come_out_as_they_went_in(messages: list[Message], apart: int, spare: int) -> None:
+    found = [decode(parts) for parts in unbundle(bundled(messages, apart, spare))]
     assert [encode(message) for message in found] == [encode(message) for message in messages]
 
 
@@ -57,7 +57,18 @@ def test_a_message_by_itself_is_no_bundle(message: Message) -> None:
 def test_nothing_is_copied() -> None:
     frames = bundled([Trainer().codes(1, [[1, 2], [3, 0]])])
     (parts,) = unbundle(frames)
-    assert memoryview(parts[1]).obj is frames[1]
+    assert memoryview(parts[1]).obj is memoryview(frames[1]).obj
+
+
+def test_an_index_lies_behind_the_data_where_there_is_room() -> None:
+    codes = Trainer().codes(1, [[1, 2], [3, 0]])
+    index, data = bundled([codes])
+    size = len(bytes(index))
+    for spare in (size - 1, size):
+        first, second = bundled([codes], spare=spare)
+        assert (first, bytes(second)) == (
+            (index, data) if spare < size else (msgpack.packb([len(bytes(data)), size]), bytes(data) + bytes(index))
+        )
 
 
 def test_too_many_messages_and_too_long_headers_are_sent_one_by_one() -> None:
@@ -92,6 +103,17 @@ def test_too_many_messages_and_too_long_headers_are_sent_one_by_one() -> None:
         ([index(*[[0, 0]] * (MAX_TENSORS + 1)), bytes(8)], "frames"),
         ([msgpack.packb([[HEADER, []]] * (MAX_BUNDLED + 1))], "limit"),
         ([msgpack.packb([[bytes(MAX_INDEX_BYTES), []]])], "header_size"),
+        ([msgpack.packb([0, 9]), bytes(8)], "buffer_size"),
+        ([msgpack.packb([-1, 4]), bytes(8)], "buffer_size"),
+        ([msgpack.packb([4, -1]), bytes(8)], "buffer_size"),
+        ([msgpack.packb([0, "x"]), bytes(8)], "buffer_size"),
+        ([msgpack.packb([0, 1])], "buffer_size"),
+        ([msgpack.packb([0, 8]), bytes(8)], "header_format"),  # eight zeros are eight numbers
+        ([msgpack.packb([0, 1]), b"\x80"], "header_format"),
+        ([msgpack.packb([0, 3]), msgpack.packb([0, 1])], "header_format"),  # places do not lead on to places
+        ([msgpack.packb([0, 1, 2]), bytes(8)], "header_format"),
+        ([msgpack.packb([0, 2**18 + 1]), bytes(2**18 + 1)], "header_size"),
+        ([msgpack.packb([8, 9]), bytes(8) + index([0, 9])], "buffer_size"),  # a buffer that is partly the index
     ],
 )
 def test_an_index_that_is_wrong_refuses_the_whole(frames: list[Frame], reason: str) -> None:
@@ -135,8 +157,9 @@ def test_places_tell_of_no_byte_that_did_not_come(places: list[tuple[int, int]],
 @given(st.data())
 def test_a_bundle_with_a_byte_changed_is_refused_or_taken(data: st.DataObject) -> None:
     trainer = Trainer()
-    frames = bundled([trainer.hello(layers()), trainer.step(1), trainer.codes(1, [[1, 2], [3, 0]])])
+    spare = data.draw(st.sampled_from([0, 4096]))
+    frames = bundled([trainer.hello(layers()), trainer.step(1), trainer.codes(1, [[1, 2], [3, 0]])], spare=spare)
     changed = [bytearray(frame) for frame in frames]
-    at = data.draw(st.integers(0, len(changed[0]) - 1))
-    changed[0][at] = data.draw(st.integers(0, 255))
+    frame = changed[data.draw(st.integers(0, 1))]
+    frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
     taken([bytes(frame) for frame in changed])

@@ -88,20 +88,17 @@ def encode_step(
     return [_packed(header)]
 
 
-def encode_codes_of_steps(codes: Sequence[Codes]) -> Encoded:
-    """Return the header of one message that stands for the codes of several steps, and the tensors that follow it.
+def encode_codes_of_steps(first: Codes, steps: Sequence[int], times_ns: Sequence[int]) -> bytes:
+    """Return the header of one message that stands for the codes of several steps, ``first`` and some like it.
 
-    They are numbered from the first one's ``seq`` on, and their tensors are alike. At most :data:`MAX_STEPS`;
-    :func:`~vqwatch.wire.decode_each` gives them back one by one.
+    They are numbered from its ``seq`` on. At most :data:`MAX_STEPS`; their buffers follow, step by step, in the order
+    of :func:`encode`. :func:`~vqwatch.wire.decode_each` gives them back one by one.
     """
-    header, tensors = _pack_codes(codes[0])
+    header, tensors = _pack_codes(first)
     header["v"], header["kind"] = VERSION, "codes"
     header["tensors"] = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors]
-    header["step"] = [each.step for each in codes]
-    header["time_ns"] = [each.time_ns for each in codes]
-    if codes[0].mask is None:
-        return _packed(header), [each.indices for each in codes]
-    return _packed(header), [tensor for each in codes for tensor in (each.mask, each.indices) if tensor is not None]
+    header["step"], header["time_ns"] = steps, times_ns
+    return _packed(header)
 
 
 def _packed(header: Mapping[str, Any]) -> bytes:

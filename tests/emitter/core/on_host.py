@@ -32,7 +32,11 @@ class _Stream:
 EXCHANGES: dict[str, dict[str, str]] = {
     "arrays.py": {'tensor.device.type == "cuda"': 'tensor.device.type == "cpu"'},
     "collect.py": {"found[0].is_cuda": "found[0].is_cpu"},
-    "routine.py": {"number.is_cuda": "number.is_cpu", "array.is_cuda": "array.is_cpu"},
+    "routine.py": {
+        "number.is_cuda": "number.is_cpu",
+        "array.is_cuda": "array.is_cpu",
+        "tensor.is_cuda": "tensor.is_cpu",
+    },
     "ordinary.py": {"= torch.cuda.is_current_stream_capturing": "= lambda: False"},
     "staging.py": {
         "_NOTHING: Final": _STANDS_IN + "_NOTHING: Final",

@@ -275,17 +275,17 @@ def test_small_messages_to_a_frozen_daemon_are_bounded_too(
     assert line.dropped["codes:send_bytes"] + line.dropped["codes:busy_peer"] == 300 - accepted
 
 
-def test_a_large_buffer_arrives_unchanged_when_it_is_used_again_after_its_tracker(line: Line, peer: Peer) -> None:
+def test_a_large_buffer_arrives_unchanged_when_it_is_used_again_after_its_loan(line: Line, peer: Peer) -> None:
     buffer = np.zeros((1, 1 << 20), np.int16)
     for value in range(6):
         buffer[:] = value
         line.turn()
-        trackers = line.link.best_effort(
+        loans = line.link.best_effort(
             "codes",
             lambda seq: encode_header(Codes(ORIGIN, seq, 0, 0, ("0",), Tensor("i16", buffer.shape, buffer.data))),
         )
-        assert trackers
-        until(lambda trackers=trackers: all(tracker.done for tracker in trackers), lambda: peer.take(1))
+        assert loans
+        until(lambda loans=loans: all(loan() is None for loan in loans), lambda: peer.take(1))
     until(lambda: len(peer.applied) == 6, lambda: peer.take(1))
     for value, message in enumerate(peer.of("codes")):
         assert (array(message.indices) == value).all()

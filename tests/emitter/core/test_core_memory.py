@@ -31,7 +31,7 @@ class BareSlot(Slot):
         self._staging = staging
         self.mapped = False
         self.capacity = self.users = 0
-        self._trackers = []
+        self._loans = []
         self._layouts = {}
 
 

@@ -29,8 +29,8 @@ def taken(
         values=[*[object()] * len(of_device), *known.values()], rates=rates,
         norms={layer: (object(), 4) for layer in energies},
     )  # fmt: skip
-    routine: Any = SimpleNamespace(losses=list(of_device), items=[], outgoing=list(outgoing))
-    made = Taken(held, routine, at, 0)
+    routine: Any = SimpleNamespace(losses=list(of_device), arrays=SimpleNamespace(outgoing=tuple(outgoing)))
+    made = Taken(held, routine, at)
     made.modules = list(modules)
     return made
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.emitter.core.hand import Peer, array, until
+from tests.messages import Memory, codes_of_steps
 
 from vqwatch.backlog import Backlog
 from vqwatch.link import Link, Make
@@ -21,7 +22,6 @@ from vqwatch.wire import (
     Step,
     Tensor,
     encode,
-    encode_codes_of_steps,
     encode_header,
     encode_step,
 )
@@ -29,26 +29,21 @@ from vqwatch.wire import (
 ORIGIN = Origin("test", 0, "s1")
 
 
-class Slot:
-    """Memory that holds the codes of some steps, each apart from the others."""
+class Slot(Memory):
+    """Memory that holds the codes of some steps."""
 
-    def __init__(self, steps: int) -> None:
-        self.codes = np.arange(steps * 64, dtype=np.int16).reshape(steps, 1, 64)
-        self.data = memoryview(self.codes).cast("B")
-        self._parts = [self.data[step * 128 : step * 128 + 128] for step in range(steps)]
+    def __init__(self, steps: int, spare: int = 4096) -> None:
+        super().__init__(np.arange(steps * 64, dtype=np.int16).reshape(steps, 1, 64), spare)
 
     def _codes(self, step: int, at: int, seq: int) -> Codes:
-        return Codes(ORIGIN, seq, 0, step, ("0",), Tensor("i16", (1, 64), self._parts[at]))
+        return Codes(ORIGIN, seq, 0, step, ("0",), Tensor("i16", (1, 64), self.parts[at]))
 
     def make(self, step: int, at: int) -> Make:
         return lambda seq: encode_header(self._codes(step, at, seq))
 
     def make_each(self, steps: range) -> Make:
         """Return what makes one message of the codes of steps that begin with this slot."""
-        return lambda seq: encode_codes_of_steps([self._codes(step, at, seq + at) for at, step in enumerate(steps)])
-
-    def place(self, data: Any) -> int:
-        return 128 * next(at for at, part in enumerate(self._parts) if part is data)
+        return lambda seq: codes_of_steps([self._codes(step, at, seq + at) for at, step in enumerate(steps)])
 
 
 def step(number: int) -> Callable[[int, int], list[Any]]:
@@ -90,7 +85,7 @@ class Line:
         self.send([(step(number), 1) for number in steps], [(kind, make, 1) for kind, make in arrays], slot)
 
     def send(self, messages: list[tuple[Any, int]], arrays: list[tuple[str, Any, int]], slot: Slot) -> None:
-        self.link.together(messages, arrays, slot.data, slot.place, time.monotonic())
+        self.link.together(messages, arrays, slot, time.monotonic())
 
 
 @pytest.fixture(params=[8 << 20, 0], ids=["as one message", "one by one"])
@@ -105,8 +100,9 @@ def told(peer: Peer, kind: str) -> list[int]:
     return [message.step for message in peer.of(kind)]
 
 
-def test_steps_sent_as_one_message_arrive_as_steps(peer: Peer) -> None:
-    line, slot = Line(peer, 8 << 20), Slot(3)
+@pytest.mark.parametrize("spare", [0, 4096], ids=["index before the data", "index behind it"])
+def test_steps_sent_as_one_message_arrive_as_steps(peer: Peer, spare: int) -> None:
+    line, slot = Line(peer, 8 << 20), Slot(3, spare)
     line.together([5, 6, 7], [("codes", slot.make(number, number - 5)) for number in (5, 6, 7)], slot)
     until(lambda: peer.socket.poll(100) > 0, lambda: None)
     peer.take(0, at_most=1)
