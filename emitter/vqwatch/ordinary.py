@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from . import schedule
-from .capture import item_of
+from .capture import aligned, item_of
 from .collect import GRADIENT_KEY, Entry
 from .held import Held, Keeper, any_changed
-from .routine import Arrays, Batch, Routine, Taken, look, look_alike
-from .staging import MOST_SCALARS, SMALL_SLOTS, SPARE_BYTES, Extras
+from .routine import Arrays, Batch, Routine, Taken, look
+from .staging import MOST_SCALARS, SMALL_SLOTS, SPARE_BYTES, Extra
 from .wire import MAX_BUNDLED
 
 if TYPE_CHECKING:
-    from .collect import Collector
+    from .collect import Build, Collector
     from .outbox import Outbox
     from .schedule import Schedule
     from .staging import Staging
@@ -62,7 +62,7 @@ class Ordinary:
         self._stream = staging.current_stream()
         self._routines: dict[Any, Routine] = {}
         self._arrays: list[Arrays] = []
-        self._latest: list[Routine | None] = [None, None]  # without codes, and with them
+        self._latest: list[Routine | None] = [None, None]  # without codes, and with them; no layers' norms
         self._beside: list[Entry] = []
         self._gradient_part = self._gradient_parts = 0
         self._most_bytes = 0
@@ -142,14 +142,17 @@ class Ordinary:
                 if numbers or arrays:
                     self._leave_out(one, numbers, arrays)
         batch: list[_Ordered] = []
-        alike = look_alike(held)
-        known: list[Routine | None] = [None, None]  # of this batch, without codes and with them
+        most: dict[bool, Routine | None] = {}  # how steps without layers' norms are taken, if all as the last one was
         for one in held:
             with_codes = (one.codes is not None or len(one.tapped) > 0) and plan.codes_due(one.step)
             given = one.scalars
-            routine = known[with_codes] if alike else None
+            if with_codes not in most:
+                latest = self._latest[with_codes]
+                fits = latest is not None and latest.fits_all([each for each in held if not each.norms])
+                most[with_codes] = latest if fits else None
+            routine = None if one.norms else most[with_codes]
             if routine is None:
-                routine = known[with_codes] = self._routine(one, given, with_codes)
+                routine = self._routine(one, given, with_codes)
             if routine is None:
                 self._copy(batch, started)
                 batch = []
@@ -170,13 +173,14 @@ class Ordinary:
 
     def _routine(self, held: Held, numbers: list[torch.Tensor], with_codes: bool) -> Routine | None:
         """Return how a step is taken: as the last one was, or one before; None where nothing like it was met."""
-        routine = self._latest[with_codes]
-        if routine is not None and routine.fits(held, numbers):
-            return routine
+        latest = self._latest[with_codes]
+        if latest is not None and not held.norms and latest.fits(held, numbers):
+            return latest
         routine = self._routines.get(look(held, numbers, with_codes))
         if routine is None or not routine.fits(held, numbers):
             return None
-        self._latest[with_codes] = routine
+        if not held.norms:
+            self._latest[with_codes] = routine
         return routine
 
     def _leave_out(self, held: Held, numbers: bool, arrays: bool) -> None:
@@ -206,7 +210,12 @@ class Ordinary:
 
     def _fitting(self, batch: list[_Ordered]) -> int:
         """Return how many of the steps fit into one slot, at least one; those with arrays have them alike."""
-        size, numbers, most = 4 * MOST_SCALARS + SPARE_BYTES, 0, self._staging.small_bytes
+        start, most = 4 * MOST_SCALARS + SPARE_BYTES, self._staging.small_bytes
+        kinds = {routine.arrays for _, routine, _ in batch} - {None}
+        size = start + len(batch) * max([arrays.nbytes for arrays in kinds if arrays is not None], default=0)
+        if len(kinds) <= 1 and size <= most and sum([len(given) for _, _, given in batch]) <= MOST_SCALARS:
+            return len(batch)
+        size, numbers = start, 0
         arrays: Arrays | None = None
         for count, (_, routine, given) in enumerate(batch):
             numbers += len(given)
@@ -227,7 +236,15 @@ class Ordinary:
         steps: list[Taken] = []
         parts: list[Taken] = []
         arrays: Arrays | None = None
-        extras: Extras | None = None
+        extras: list[Extra] = []
+        told: list[tuple[str, Build]] = []
+        if clusters:  # before all other extras, so that they always lie in the same place
+            entry = Entry(chosen[-1][0].step)
+            self._collector.take_clusters(entry)
+            if entry.items:
+                looks = entry.plan or tuple([(item.key, item.shape, item.dtype, item.rows) for item in entry.items])
+                extras.append(Extra(len(chosen) - 1, entry.items, entry.sources, looks))
+                told = entry.outgoing
         for held, routine, given in chosen:
             taken = Taken(held, routine, len(numbers))
             numbers += given
@@ -237,20 +254,13 @@ class Ordinary:
                 parts.append(taken)
             if held.gradients is not None:
                 norms, taken.modules = held.gradients
-                extras = extras or Extras()
                 item = item_of(GRADIENT_KEY, schedule.GRADIENTS, [norms], tuple(norms.shape), "f32")
-                extras.add(len(steps), [item], [norms], item.shape)
+                extras.append(Extra(len(steps), [item], [norms], item.shape))
             steps.append(taken)
-        if clusters:
-            entry = Entry(taken.step)
-            self._collector.take_clusters(entry)
-            if entry.items:
-                extras = extras or Extras()
-                looks = entry.plan or tuple([(item.key, item.shape, item.dtype, item.rows) for item in entry.items])
-                extras.add(len(steps) - 1, entry.items, entry.sources, looks)
-                taken.outgoing = [*taken.outgoing, *entry.outgoing]
+        if told:
+            steps[-1].outgoing = [*steps[-1].outgoing, *told]
         size = 4 * MOST_SCALARS + SPARE_BYTES + (0 if arrays is None else len(parts) * arrays.nbytes)
-        slot = self._staging.free_small(size + (0 if extras is None else extras.nbytes))
+        slot = self._staging.free_small(size + sum([aligned(item.nbytes) for extra in extras for item in extra.items]))
         if slot is None:
             return False
         with self._staging.on(self._stream):

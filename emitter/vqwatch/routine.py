@@ -26,6 +26,9 @@ MOST_TOLD: Final = 512
 """Numbers in a message that tells several steps at most, so that with their names they always fit into its header."""
 
 
+_NO_AXES: Final[Any] = ()
+
+
 def look(held: Held, numbers: Sequence[torch.Tensor], with_codes: bool) -> Any:
     """Return what a step's routine is found by: what :meth:`Routine.fits` compares. Unlike that, it can be hashed."""
     arrays = [(array.dtype, array.shape) for array in held.arrays] if with_codes else []
@@ -33,32 +36,6 @@ def look(held: Held, numbers: Sequence[torch.Tensor], with_codes: bool) -> Any:
     dtypes = [number.dtype for number in numbers]
     none = held.norm is None, held.codes is None, held.mask is None
     return held.names, tuple(types), tuple(dtypes), tuple(held.norms), *(none if with_codes else none[:1]), *arrays
-
-
-def look_alike(steps: Sequence[Held]) -> bool:
-    """Return whether all steps look as the first one does, as far as :meth:`Routine.fits` is concerned.
-
-    What most steps do, told for all of them at a fraction of what it takes to ask for each.
-    """
-    first = steps[0]
-    count, arrays = len(first.tensors), (first.codes is None, first.mask is None, first.norm is None)
-    layers = [layer for layer, _ in first.tapped]
-    for one in steps:
-        if one.names != first.names or one.norms or len(one.tensors) != count:
-            return False
-        if (one.codes is None, one.mask is None, one.norm is None) != arrays:
-            return False
-        if layers and [layer for layer, _ in one.tapped] != layers:
-            return False
-    times = len(steps)
-    tensors = [tensor for one in steps for tensor in one.tensors]
-    return (
-        [type(value) for one in steps for value in one.values] == [type(value) for value in first.values] * times
-        and {type(rate) for one in steps for rate in one.rates} <= {float}
-        and False not in [tensor.is_cuda for tensor in tensors]
-        and [tensor.dtype for tensor in tensors] == [tensor.dtype for tensor in first.tensors] * times
-        and [tensor.shape for tensor in tensors] == [tensor.shape for tensor in first.tensors] * times
-    )
 
 
 @dataclass(frozen=True)
@@ -134,6 +111,31 @@ class Routine:
             ):
                 return None
         return cls(entry, held, with_codes)
+
+    def fits_all(self, steps: Sequence[Held]) -> bool:
+        """Return whether :meth:`fits` holds for each of some steps: for a fraction of what asking each would take."""
+        codes = self._layers is None
+        for one in steps:
+            if one.names != self._names or (one.norm is not None) != self._normed or one.norms:
+                return False
+            if self.arrays is not None and ((one.codes is not None) != codes or (one.mask is not None) != self._masked):
+                return False
+            if one.tapped and [layer for layer, _ in one.tapped] != self._layers:
+                return False
+        times = len(steps)
+        dtypes, shapes = self._number_dtypes, [_NO_AXES] * len(self._number_dtypes)
+        if self.arrays is not None:
+            tensors = [tensor for one in steps for tensor in one.tensors]
+            dtypes, shapes = dtypes + self._dtypes, shapes + self._shapes
+        else:
+            tensors = [tensor for one in steps for tensor in one.tensors[: one.numbers]]
+        return (
+            [type(value) for one in steps for value in one.values] == self._types * times
+            and {type(rate) for one in steps for rate in one.rates} <= {float}
+            and False not in [tensor.is_cuda for tensor in tensors]
+            and [tensor.dtype for tensor in tensors] == dtypes * times
+            and [tensor.shape for tensor in tensors] == shapes * times
+        )
 
     def fits(self, held: Held, numbers: Sequence[torch.Tensor]) -> bool:
         """Return whether a step is taken this way: it looks as that one did, and all of it is on the device."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 
@@ -69,25 +69,13 @@ class Arrays(Protocol):
         """Return the bytes that they take in a slot."""
 
 
-class Extras:
-    """Arrays that few steps have, to lie behind those that all have; ``owners`` tells whose each of ``parts`` is."""
+class Extra(NamedTuple):
+    """Arrays that few steps have, to lie behind those that all have; ``plan`` tells apart what lies otherwise."""
 
-    __slots__ = ("nbytes", "owners", "parts", "plan", "sources")
-
-    def __init__(self) -> None:
-        self.owners: list[int] = []
-        self.parts: list[Sequence[Item]] = []
-        self.sources: list[torch.Tensor] = []
-        self.plan: list[Any] = []
-        self.nbytes = 0
-
-    def add(self, owner: int, items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any) -> None:
-        """Let somebody have more; ``plan`` tells apart what is laid out otherwise."""
-        self.owners.append(owner)
-        self.parts.append(items)
-        self.sources += sources
-        self.plan.append(plan)
-        self.nbytes += sum([aligned(item.nbytes) for item in items])
+    owner: int
+    items: Sequence[Item]
+    sources: Sequence[torch.Tensor]
+    plan: Any
 
 
 class _Layout:
@@ -212,7 +200,8 @@ class Slot:
         self._loans: list[Loan] = []
         self._layouts: dict[Any, _Layout] = {}
         self._layout: _Layout  # of what was copied last,
-        self._last: _Layout  # and of the extras behind it, or the same again
+        self._extras: list[tuple[int, _Layout]] = []  # what lies behind it,
+        self._last: _Layout  # and the last of all
 
     @property
     def free(self) -> bool:
@@ -248,7 +237,7 @@ class Slot:
         layout = self._layouts.get(plan)
         if layout is None:
             layout = self.lay_out_one(items, sources, plan)
-        self._enqueue(layout, numbers, sources, None)
+        self._enqueue(layout, numbers, sources, ())
 
     def lay_out_one(self, items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any) -> _Layout:
         """Work out where the arrays of one step lie."""
@@ -260,7 +249,7 @@ class Slot:
         arrays: Arrays | None,
         count: int,
         sources: Sequence[torch.Tensor],
-        extras: Extras | None,
+        extras: Sequence[Extra],
     ) -> None:
         """Enqueue copies of several steps, ``count`` of which have arrays, one like the other: a part for each."""
         layout = self._layouts.get((arrays, count)) or self.lay_out(arrays, count, sources)
@@ -291,20 +280,20 @@ class Slot:
         layout: _Layout,
         numbers: Sequence[torch.Tensor],
         sources: Sequence[torch.Tensor],
-        extras: Extras | None,
+        extras: Sequence[Extra],
     ) -> None:
         self._layout = self._last = layout
-        self._owners: Sequence[int] = ()
+        self._extras = []
         copies: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
         if numbers:
             _add_numbers(copies, self.scalar_views, numbers)
         for dtypes, (into, of) in layout.groups.items():
             _add(copies, dtypes, into, [sources[index] for index in of])
-        if extras is not None:
-            self._last = self._behind(layout, extras)
-            self._owners = extras.owners
+        for extra in extras:
+            self._last = self._behind(layout, self._last.end, extra)
+            self._extras.append((extra.owner, self._last))
             for dtypes, (into, of) in self._last.groups.items():
-                _add(copies, dtypes, into, [extras.sources[index] for index in of])
+                _add(copies, dtypes, into, [extra.sources[index] for index in of])
         enabled = torch.is_grad_enabled()
         _set_grad_enabled(False)
         try:
@@ -320,15 +309,14 @@ class Slot:
         _record(self._arrived if self.mapped else self._filled, self._staging.current_stream())
         self._on_its_way = self.mapped
 
-    def _behind(self, layout: _Layout, extras: Extras) -> _Layout:
-        """Return how extras lie behind what is laid out."""
-        plan = tuple(extras.plan)
-        found = layout.extras.get(plan)
+    def _behind(self, layout: _Layout, at: int, extra: Extra) -> _Layout:
+        """Return how an extra lies behind what is laid out."""
+        found = layout.extras.get((extra.plan, at))
         if found is None:
             if len(layout.extras) >= _MOST_LAYOUTS:
                 layout.extras.clear()
-            found = _Layout(self, layout.end, extras.parts, extras.sources, self._staging.between)
-            layout.extras[plan] = found
+            found = _Layout(self, at, [extra.items], extra.sources, self._staging.between)
+            layout.extras[extra.plan, at] = found
         return found
 
     def _fetch(self) -> None:
@@ -352,8 +340,12 @@ class Slot:
 
     def place(self, data: Frame) -> tuple[int, int]:
         """Return where in :attr:`data` an array of :meth:`tensors` lies: its offset and its size in bytes."""
-        places = self._layout.places
-        return places[id(data)] if id(data) in places else self._last.places[id(data)]
+        name = id(data)
+        found = self._layout.places.get(name)
+        for _, extra in self._extras:
+            found = found or extra.places.get(name)
+        assert found is not None
+        return found
 
     def knows(self, plan: Any) -> bool:
         """Return whether what this plan stands for was laid out here."""
@@ -369,7 +361,7 @@ class Slot:
 
     def extras(self) -> Iterator[tuple[int, dict[Key, Tensor]]]:
         """Yield the extras, each with its owner, once arrived."""
-        return zip(self._owners, self._last.tensors, strict=False)
+        return ((owner, extra.tensors[0]) for owner, extra in self._extras)
 
     @property
     def arrived(self) -> bool:
@@ -422,10 +414,13 @@ class _Mapped:
 
 
 class Staging:
-    """The slots of one device: many small, few large, at most ``most_bytes`` on the device and as many pinned."""
+    """The slots of one device: many small, few large, at most ``most_bytes`` on the device and as many pinned.
+
+    ``small_bytes`` is what the largest small one holds.
+    """
 
     def __init__(self, device: torch.device, most_bytes: int) -> None:
-        self.device_bytes = self.pinned_bytes = 0
+        self.device_bytes = self.pinned_bytes = self.small_bytes = 0
         self._device = device
         self._most_bytes = most_bytes
         with torch.cuda.device(device):
@@ -470,11 +465,6 @@ class Staging:
             if slot.capacity >= size and slot.free:
                 return slot
         return None
-
-    @property
-    def small_bytes(self) -> int:
-        """Return what the largest small slot holds."""
-        return max([slot.capacity for slot in self._small])
 
     def expect(self, arrays: Arrays, most: int, sources: Sequence[torch.Tensor]) -> None:
         """Let the small slots that are free hold arrays of so many steps like this one, if there is memory for it.
@@ -555,6 +545,7 @@ class Staging:
         except RuntimeError as error:  # no pinned or no device memory left
             raise Refused("memory", f"no staging memory: {error}") from error
         self.pinned_bytes += more
+        self.small_bytes = max([small.capacity for small in self._small])
         if not slot.mapped:
             self.device_bytes += more
 
