@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqwatch.wire import (
+    HEAD_BYTES,
     Bundled,
     Codebooks,
     Codes,
@@ -46,7 +47,7 @@ def codes_of_steps(codes: Sequence[Codes]) -> Encoded:
 def bundled(messages: Sequence[Message | Sequence[Frame]], apart: int = 0, spare: int = 0) -> list[Frame]:
     """Return messages, or the frames of some, as one bundle whose buffers lie so many bytes apart.
 
-    The index lies behind them where it fits into ``spare`` bytes.
+    It is one frame where the index fits into ``spare`` bytes.
     """
     index: list[Bundled] = []
     data = bytearray()
@@ -57,7 +58,8 @@ def bundled(messages: Sequence[Message | Sequence[Frame]], apart: int = 0, spare
             places.append((len(data) + apart, memoryview(buffer).nbytes))
             data += bytes(apart) + bytes(buffer)
         index.append((bytes(header), places))
-    frames = bundle(index, memoryview(data + bytes(spare)), spare) if data else bundle(index)
+    memory = memoryview(bytearray(HEAD_BYTES) + data + bytes(spare))
+    frames = bundle(index, memory, spare) if data else bundle(index)
     assert frames is not None
     return frames
 
@@ -68,8 +70,9 @@ class Memory:
     def __init__(self, arrays: NDArray[Any], spare: int = 4096) -> None:
         self._size = arrays[0].nbytes
         self.spare = spare
-        self.data = memoryview(bytearray(arrays.tobytes() + bytes(spare)))
-        self.parts = [self.data[at : at + self._size] for at in range(0, arrays.nbytes, self._size)]
+        self.data = memoryview(bytearray(bytes(HEAD_BYTES) + arrays.tobytes() + bytes(spare)))
+        places = range(HEAD_BYTES, HEAD_BYTES + arrays.nbytes, self._size)
+        self.parts = [self.data[at : at + self._size] for at in places]
 
     def place(self, data: Frame) -> tuple[int, int]:
         return self._size * next(at for at, part in enumerate(self.parts) if part is data), self._size

@@ -100,18 +100,18 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
 
 
 class Memory(Protocol):
-    """Host memory that holds the buffers of some messages."""
+    """Host memory that holds the buffers of some messages: :data:`HEAD_BYTES`, the buffers, and some bytes to spare."""
 
     @property
     def data(self) -> memoryview:
-        """Return all of it, bytes; the last :attr:`spare` of them may be written to."""
+        """Return all of it, bytes; the head and the last :attr:`spare` may be written to."""
 
     @property
     def spare(self) -> int:
         """Return how many bytes at the end hold nothing."""
 
     def place(self, data: Frame) -> tuple[int, int]:
-        """Return where a buffer lies in it: its offset and its size in bytes."""
+        """Return where a buffer lies: its offset behind the head, and its size in bytes."""
 
 
 class Link:
@@ -284,8 +284,8 @@ class Link:
         frames = bundle([*bundled, *made], memory.data, memory.spare) if made else bundle(bundled)
         if frames is None:
             return None
-        large = len(frames[1]) if made and len(frames[1]) >= ZERO_COPY_BYTES else 0
-        copied = len(frames[0]) + (len(frames[1]) if made and not large else 0)
+        large = len(frames[-1]) if made and len(frames[-1]) >= ZERO_COPY_BYTES else 0
+        copied = sum([len(frame) for frame in frames]) - large
         return self._send(frames, copied, large)
 
     def _not_made(self, kind: str, error: Exception, count: int) -> None:

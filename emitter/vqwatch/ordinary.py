@@ -17,7 +17,7 @@ from .capture import aligned, item_of
 from .collect import GRADIENT_KEY, Entry
 from .held import Held, Keeper, any_changed
 from .routine import Arrays, Batch, Routine, Taken, look
-from .staging import MOST_SCALARS, SMALL_SLOTS, SPARE_BYTES, Extra
+from .staging import BARE_BYTES, MOST_SCALARS, SMALL_SLOTS, Extra
 from .wire import MAX_BUNDLED
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ PATIENCE_SECONDS: Final = 0.1
 TOGETHER_BYTES: Final = 4 << 20
 """What the arrays of steps copied together may take as sent; where one step alone needs more, it gets it."""
 
-_is_capturing: Any = torch.cuda.is_current_stream_capturing
+_is_capturing: Any = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)  # a build without CUDA lacks it
 
 _Ordered = tuple[Held, Routine, list[torch.Tensor]]
 """A step, how it is taken, and its numbers on the device."""
@@ -210,7 +210,7 @@ class Ordinary:
 
     def _fitting(self, batch: list[_Ordered]) -> int:
         """Return how many of the steps fit into one slot, at least one; those with arrays have them alike."""
-        start, most = 4 * MOST_SCALARS + SPARE_BYTES, self._staging.small_bytes
+        start, most = BARE_BYTES, self._staging.small_bytes
         kinds = {routine.arrays for _, routine, _ in batch} - {None}
         size = start + len(batch) * max([arrays.nbytes for arrays in kinds if arrays is not None], default=0)
         if len(kinds) <= 1 and size <= most and sum([len(given) for _, _, given in batch]) <= MOST_SCALARS:
@@ -259,7 +259,7 @@ class Ordinary:
             steps.append(taken)
         if told:
             steps[-1].outgoing = [*steps[-1].outgoing, *told]
-        size = 4 * MOST_SCALARS + SPARE_BYTES + (0 if arrays is None else len(parts) * arrays.nbytes)
+        size = BARE_BYTES + (0 if arrays is None else len(parts) * arrays.nbytes)
         slot = self._staging.free_small(size + sum([aligned(item.nbytes) for extra in extras for item in extra.items]))
         if slot is None:
             return False

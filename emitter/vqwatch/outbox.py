@@ -59,9 +59,13 @@ class Outbox:
     def send(self, now: float, at_most: int = MOST_PENDING) -> float:
         """Send, in order, what has arrived; return the seconds that went to arrays."""
         spent = 0.0
-        while at_most and self.arrived:
+        pending = self._pending
+        while at_most and pending:
+            slot = pending[0].slot
+            if slot is not None and not slot.arrived:
+                break
             at_most -= 1
-            entry = self._pending.popleft()
+            entry = pending.popleft()
             if not isinstance(entry, Entry):
                 spent += self._send_batch(entry, now)
                 continue

@@ -25,7 +25,7 @@ from . import schedule
 from .arrays import Refused
 from .capture import Item, Key, aligned
 from .link import Loan
-from .wire import Frame, Tensor
+from .wire import HEAD_BYTES, Frame, Tensor
 
 MOST_SCALARS: Final = 512
 SMALL_SLOTS: Final = 12
@@ -39,8 +39,11 @@ SPARE_BYTES: Final = 8192
 MOST_ALIKE: Final = schedule.MOST_TOGETHER + 1
 """Steps copied together, at most as a rule: one that is busy with other things leaves the copying to the next."""
 
-_START: Final = 4 * MOST_SCALARS  # of the arrays, behind the numbers
+_START: Final = 4 * MOST_SCALARS + 256  # of the arrays, behind the numbers and the head of a message
 _SMALLEST: Final = 64 * 1024
+BARE_BYTES: Final = _START + SPARE_BYTES
+"""What a slot takes without any array."""
+
 _MOST_LAYOUTS: Final = 32
 _TORCH_DTYPES: Final = {
     "bool": torch.bool, "u8": torch.uint8, "i8": torch.int8, "i16": torch.int16, "i32": torch.int32, "i64": torch.int64,
@@ -131,7 +134,7 @@ class _Layout:
         self.device = slot.device[:end]
         self.host = slot.host[:end]
         self.spare = min(SPARE_BYTES, slot.capacity - end)
-        self.data = slot.memory[_START : end + self.spare]
+        self.data = slot.memory[_START - HEAD_BYTES : end + self.spare]
 
     def first(self, count: int, slot: Slot) -> _Layout:
         """Return how the first parts lie, where all of them are alike."""
@@ -261,7 +264,7 @@ class Slot:
             return self._learn((arrays, count), _Layout(self, _START, (), (), self._staging.between))
         run = self._layouts.get(arrays)
         if run is None:
-            most = max(count, min(MOST_ALIKE, (self.capacity - _START - SPARE_BYTES) // arrays.nbytes))
+            most = max(count, min(MOST_ALIKE, (self.capacity - BARE_BYTES) // arrays.nbytes))
             one = sources[: len(sources) // count]
             run = _Layout(self, _START, [arrays.items] * most, [*one] * most, self._staging.between)
             self._learn(arrays, run)
@@ -330,16 +333,16 @@ class Slot:
 
     @property
     def data(self) -> memoryview:
-        """Return the host memory that holds all arrays of all parts, once arrived, and :attr:`spare` bytes more."""
+        """Return host memory: the head of a message, the arrays of all parts, once arrived, and :attr:`spare` bytes."""
         return self._last.data
 
     @property
     def spare(self) -> int:
-        """Return how many bytes at the end of :attr:`data` hold nothing: they may be written to."""
+        """Return how many bytes at the end of :attr:`data` hold nothing: these and the head may be written to."""
         return self._last.spare
 
     def place(self, data: Frame) -> tuple[int, int]:
-        """Return where in :attr:`data` an array of :meth:`tensors` lies: its offset and its size in bytes."""
+        """Return where in :attr:`data` an array of :meth:`tensors` lies: its offset behind the head, and its size."""
         name = id(data)
         found = self._layout.places.get(name)
         for _, extra in self._extras:
@@ -437,7 +440,7 @@ class Staging:
         """Enqueue a step's copies and return its slot. Raises :class:`Refused` where no slot is free or can be had."""
         if len(scalars) > MOST_SCALARS:
             raise Refused("limit", f"{len(scalars)} numbers on the device in one step, at most {MOST_SCALARS}")
-        end = 4 * MOST_SCALARS + SPARE_BYTES
+        end = BARE_BYTES
         large = False
         for item in items:
             end += aligned(item.nbytes)
@@ -471,7 +474,7 @@ class Staging:
 
         Those that are used first are laid out at once, which takes as long as several steps.
         """
-        size = _START + SPARE_BYTES + most * arrays.nbytes + _SMALLEST
+        size = BARE_BYTES + most * arrays.nbytes + _SMALLEST
         self._grow_others(self._small, 1 << (size - 1).bit_length())
         if any(item.turned for item in arrays.items):
             self.between(most * arrays.nbytes)

@@ -89,7 +89,7 @@ def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
             (link.Link, "together"), (link.Link, "_send"), (link, "bundle"), (outbox, "encode_step"),
             (collect.CodesBuild, "together"), (backlog.Backlog, "add"), (backlog.Backlog, "acknowledge"),
             (emitter.Emitter, "_expect"), (emitter.Emitter, "_go_on"), (emitter.Emitter, "_take_beside"),
-            (staging, "_Layout"), (routine.Routine, "fits_all"), (type(watch._capture), "stage"),
+            (staging._Layout, "__init__"), (routine.Routine, "fits_all"), (type(watch._capture), "stage"),
         ):  # fmt: skip
             spans.wrap(owner, method, f"  {method.removeprefix('_')}")
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tests.messages import codes_of_steps
 
 from vqwatch.wire import (
+    HEAD_BYTES,
     Bundled,
     Codes,
     Frame,
@@ -89,7 +90,7 @@ def together(steps: Sequence[Step], of_codes: Sequence[Codes]) -> list[Frame]:
     header, tensors = codes_of_steps(of_codes)
     size = memoryview(tensors[0].data).nbytes
     index.append((header, [(at * size, size) for at in range(len(tensors))]))
-    frames = bundle(index, memoryview(b"".join(tensor.data for tensor in tensors)))
+    frames = bundle(index, memoryview(b"".join([bytes(HEAD_BYTES), *(tensor.data for tensor in tensors)])))
     assert frames is not None
     return frames
 

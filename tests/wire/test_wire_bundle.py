@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import msgpack
@@ -12,6 +13,7 @@ from tests.messages import Trainer, bundled, layers
 from tests.wire.test_wire_round_trip import MESSAGES
 
 from vqwatch.wire import (
+    HEAD_BYTES,
     MAX_BUNDLED,
     MAX_INDEX_BYTES,
     MAX_TENSORS,
@@ -42,6 +44,11 @@ def index(*places: Any, header: Any = HEADER) -> bytes:
     return packed
 
 
+def in_one(size: int, at: int) -> bytes:
+    """Return the head of a bundle in one frame."""
+    return struct.pack("<BBBBIQ", 0xC1, 0, 0, 0, size, at)
+
+
 @given(st.lists(MESSAGES, max_size=4), st.integers(0, 9), st.sampled_from([0, 300, 64_000]))
 def test_messages_come_out_as_they_went_in(messages: list[Message], apart: int, spare: int) -> None:
     found = [decode(parts) for parts in unbundle(bundled(messages, apart, spare))]
@@ -60,15 +67,12 @@ def test_nothing_is_copied() -> None:
     assert memoryview(parts[1]).obj is memoryview(frames[1]).obj
 
 
-def test_an_index_lies_behind_the_data_where_there_is_room() -> None:
+def test_a_bundle_is_one_frame_where_there_is_room() -> None:
     codes = Trainer().codes(1, [[1, 2], [3, 0]])
-    index, data = bundled([codes])
-    size = len(bytes(index))
-    for spare in (size - 1, size):
-        first, second = bundled([codes], spare=spare)
-        assert (first, bytes(second)) == (
-            (index, data) if spare < size else (msgpack.packb([len(bytes(data)), size]), bytes(data) + bytes(index))
-        )
+    index, data = (bytes(frame) for frame in bundled([codes]))
+    assert [bytes(frame) for frame in bundled([codes], spare=len(index) - 1)] == [index, data]
+    (frame,) = bundled([codes], spare=len(index) + 5)
+    assert bytes(frame) == in_one(len(index), HEAD_BYTES + len(data)) + data + index
 
 
 def test_too_many_messages_and_too_long_headers_are_sent_one_by_one() -> None:
@@ -103,17 +107,18 @@ def test_too_many_messages_and_too_long_headers_are_sent_one_by_one() -> None:
         ([index(*[[0, 0]] * (MAX_TENSORS + 1)), bytes(8)], "frames"),
         ([msgpack.packb([[HEADER, []]] * (MAX_BUNDLED + 1))], "limit"),
         ([msgpack.packb([[bytes(MAX_INDEX_BYTES), []]])], "header_size"),
-        ([msgpack.packb([0, 9]), bytes(8)], "buffer_size"),
-        ([msgpack.packb([-1, 4]), bytes(8)], "buffer_size"),
-        ([msgpack.packb([4, -1]), bytes(8)], "buffer_size"),
-        ([msgpack.packb([0, "x"]), bytes(8)], "buffer_size"),
-        ([msgpack.packb([0, 1])], "buffer_size"),
-        ([msgpack.packb([0, 8]), bytes(8)], "header_format"),  # eight zeros are eight numbers
-        ([msgpack.packb([0, 1]), b"\x80"], "header_format"),
-        ([msgpack.packb([0, 3]), msgpack.packb([0, 1])], "header_format"),  # places do not lead on to places
-        ([msgpack.packb([0, 1, 2]), bytes(8)], "header_format"),
-        ([msgpack.packb([0, 2**18 + 1]), bytes(2**18 + 1)], "header_size"),
-        ([msgpack.packb([8, 9]), bytes(8) + index([0, 9])], "buffer_size"),  # a buffer that is partly the index
+        ([msgpack.packb([0, 1])], "header_format"),  # an index of numbers
+        ([in_one(0, 16)[:15]], "buffer_size"),
+        ([in_one(1, 16)], "buffer_size"),
+        ([in_one(1, 15) + index()], "buffer_size"),
+        ([in_one(0, 2**63)], "buffer_size"),
+        ([in_one(2**32 - 1, 16) + index()], "buffer_size"),
+        ([in_one(0, 16)], "header_format"),
+        ([in_one(1, 16) + b"\x80"], "header_format"),
+        ([in_one(1, 16) + b"\xc1"], "header_format"),
+        ([in_one(len(index()), 16) + index(), b""], "frames"),
+        ([in_one(2**18 + 1, 16) + bytes(2**18 + 1)], "header_size"),
+        ([in_one(len(index([0, 9])), 24) + bytes(8) + index([0, 9])], "buffer_size"),  # a buffer that is partly index
     ],
 )
 def test_an_index_that_is_wrong_refuses_the_whole(frames: list[Frame], reason: str) -> None:
@@ -136,7 +141,10 @@ def taken(frames: list[Frame]) -> None:
             continue
 
 
-@given(st.lists(st.binary(max_size=64), max_size=3), st.sampled_from([b"", b"\x91", b"\x92\x92", b"\xdc\x00\x01"]))
+@given(
+    st.lists(st.binary(max_size=64), max_size=3),
+    st.sampled_from([b"", b"\x91", b"\x92\x92", b"\xdc\x00\x01", in_one(3, 16)]),
+)
 def test_arbitrary_bytes_are_refused_or_taken(frames: list[bytes], start: bytes) -> None:
     taken([start + frame for frame in frames])
 
@@ -160,6 +168,6 @@ def test_a_bundle_with_a_byte_changed_is_refused_or_taken(data: st.DataObject) -
     spare = data.draw(st.sampled_from([0, 4096]))
     frames = bundled([trainer.hello(layers()), trainer.step(1), trainer.codes(1, [[1, 2], [3, 0]])], spare=spare)
     changed = [bytearray(frame) for frame in frames]
-    frame = changed[data.draw(st.integers(0, 1))]
+    frame = changed[data.draw(st.integers(0, len(changed) - 1))]
     frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
     taken([bytes(frame) for frame in changed])

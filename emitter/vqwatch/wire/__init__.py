@@ -9,7 +9,7 @@ header names; a bundle is several of them in one. ``WIRE.md`` beside this packag
 languages. Everything that cannot be read is one :class:`WireError`.
 """
 
-from .bundle import MAX_BUNDLED, MAX_INDEX_BYTES, Bundled, bundle, unbundle
+from .bundle import HEAD_BYTES, MAX_BUNDLED, MAX_INDEX_BYTES, Bundled, bundle, unbundle
 from .decoding import decode, decode_each
 from .encoding import Encoded, encode, encode_codes_of_steps, encode_header, encode_step
 from .endpoint import default_endpoint, socket_directory
@@ -61,6 +61,7 @@ __all__ = [
     "CODEBOOK_KINDS",
     "EVALUATION_PHASES",
     "FLOAT_DTYPES",
+    "HEAD_BYTES",
     "INTEGER_DTYPES",
     "ITEM_BYTES",
     "MAX_BUNDLED",

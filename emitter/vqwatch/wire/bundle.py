@@ -1,22 +1,21 @@
 """Several messages sent as one: one call and one wake-up of the I/O thread, where many would cost the trainer more.
 
-A bundle is ``[index]`` or ``[index][data]``: the index is a msgpack list with ``[header, [[offset, bytes], ...]]`` for
-each message, and the data holds all their buffers, apart from each other. An index may also lie in the data, and the
-first frame is then ``[offset, bytes]`` and says where. A message's own first frame is a map, so that the first byte
-tells one from the other.
+A bundle is ``[index]``, ``[index][data]`` or one frame with a head, the data and the index: the index is a msgpack list
+with ``[header, [[offset, bytes], ...]]`` for each message, and the data holds all their buffers, apart from each other.
+A message's own first frame is a map, so that the first byte tells one from the other.
 
-That the index can lie in the data spares the trainer an allocation: the first one of a kilobyte in a call makes malloc
+That all of it can be one frame spares the trainer an allocation: the first one of a kilobyte in a call makes malloc
 sort all that the training freed before it, which takes as long as everything else in the call.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 import msgpack
 
-from .encoding import packer
 from .messages import MAX_TENSORS, Frame, WireError
 
 MAX_BUNDLED: Final = 64
@@ -26,16 +25,20 @@ Bundled: TypeAlias = tuple[bytes, Sequence[tuple[int, int]]]
 """A message's header, and where in the data each of its buffers lies: offset and size in bytes."""
 
 _FIRST_BYTES: Final = frozenset({*range(0x90, 0xA0), 0xDC, 0xDD})  # msgpack's lists
+_HEAD: Final = struct.Struct("<B3xIQ")  # a byte that begins nothing in msgpack, the index's size, and where it lies
+_IN_ONE: Final = 0xC1
+HEAD_BYTES: Final = _HEAD.size
 
 
 # It keeps what it packed until it is told to forget it, so that nothing is allocated; its pages stay.
 _indexer: Final = msgpack.Packer(autoreset=False)
 
 
-def bundle(messages: Sequence[Bundled], data: memoryview | None = None, spare: int = 0) -> list[Frame] | None:
+def bundle(messages: Sequence[Bundled], memory: memoryview | None = None, spare: int = 0) -> list[Frame] | None:
     """Return the frames of a bundle, or None where the messages are too many or their headers too long for one.
 
-    The last ``spare`` bytes of ``data`` hold nothing yet: the index is written there if it fits.
+    ``memory`` is :data:`HEAD_BYTES`, the data, and ``spare`` bytes: head and index are written there where they fit,
+    and what is returned is then a part of it.
     """
     if len(messages) > MAX_BUNDLED:
         return None
@@ -45,13 +48,14 @@ def bundle(messages: Sequence[Bundled], data: memoryview | None = None, spare: i
             size = len(index)
             if size > MAX_INDEX_BYTES:
                 return None
-            if data is None:
+            if memory is None:
                 return [bytes(index)]
-            end = len(data) - spare
+            end = len(memory) - spare
             if size > spare:
-                return [bytes(index), data[:end]]
-            data[end : end + size] = index
-        return [packer.pack((end, size)), data[: end + size]]
+                return [bytes(index), memory[HEAD_BYTES:end]]
+            memory[end : end + size] = index
+        _HEAD.pack_into(memory, 0, _IN_ONE, size, end)
+        return [memory[: end + size]]
     finally:
         _indexer.reset()
 
@@ -61,26 +65,27 @@ def unbundle(frames: Sequence[Frame]) -> list[Sequence[Frame]]:
 
     Nothing is copied. Raises :class:`WireError` for a bundle whose index cannot be read, or points outside the data.
     """
-    first = memoryview(frames[0]) if frames else memoryview(b"")
-    if first.nbytes == 0 or first.cast("B")[0] not in _FIRST_BYTES:
+    first = memoryview(frames[0]).cast("B") if frames else memoryview(b"")
+    if first.nbytes == 0 or (first[0] not in _FIRST_BYTES and first[0] != _IN_ONE):
         return [frames]
-    if first.nbytes > MAX_INDEX_BYTES:
-        raise WireError("header_size", f"an index of {first.nbytes} bytes, at most {MAX_INDEX_BYTES}")
-    if len(frames) > 2:
-        raise WireError("frames", f"{len(frames)} frames in a bundle, 1 or 2 allowed")
-    data = memoryview(frames[1]).cast("B") if len(frames) == 2 else memoryview(b"")
-    index = _unpacked(first)
-    within = 0
-    if len(index) == 2 and type(index[0]) is int:
-        within = index[1] if type(index[1]) is int else -1
-        if index[0] < 0 or within < 0 or index[0] + within > data.nbytes:
-            raise WireError("buffer_size", f"an index at {index} of the {data.nbytes} bytes in a bundle")
-        if within > MAX_INDEX_BYTES:
-            raise WireError("header_size", f"an index of {within} bytes, at most {MAX_INDEX_BYTES}")
-        index = _unpacked(data[index[0] : index[0] + within])
+    in_one = first[0] == _IN_ONE
+    if len(frames) > 2 - in_one:
+        raise WireError("frames", f"{len(frames)} frames in a bundle, {'1' if in_one else '1 or 2'} allowed")
+    if in_one:
+        packed, data = _apart(first)
+    else:
+        packed, data = first, memoryview(frames[1]).cast("B") if len(frames) == 2 else memoryview(b"")
+    if packed.nbytes > MAX_INDEX_BYTES:
+        raise WireError("header_size", f"an index of {packed.nbytes} bytes, at most {MAX_INDEX_BYTES}")
+    try:
+        index = msgpack.unpackb(packed, strict_map_key=True, raw=False)
+    except Exception as error:  # msgpack raises a dozen unrelated types for malformed input
+        raise WireError("header_format", f"not msgpack: {type(error).__name__}") from error
+    if not isinstance(index, list):
+        raise WireError("header_format", "the index of a bundle is a list")
     if len(index) > MAX_BUNDLED:
         raise WireError("limit", f"{len(index)} messages in a bundle, at most {MAX_BUNDLED}")
-    left = data.nbytes - within
+    left = data.nbytes
     found: list[Sequence[Frame]] = []
     for entry in index:
         if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], bytes)):
@@ -101,11 +106,11 @@ def unbundle(frames: Sequence[Frame]) -> list[Sequence[Frame]]:
     return found
 
 
-def _unpacked(index: memoryview) -> list[object]:
-    try:
-        found = msgpack.unpackb(index, strict_map_key=True, raw=False)
-    except Exception as error:  # msgpack raises a dozen unrelated types for malformed input
-        raise WireError("header_format", f"not msgpack: {type(error).__name__}") from error
-    if not isinstance(found, list):
-        raise WireError("header_format", "the index of a bundle is a list")
-    return found
+def _apart(frame: memoryview) -> tuple[memoryview, memoryview]:
+    """Return the index and the data that one frame holds."""
+    if frame.nbytes < HEAD_BYTES:
+        raise WireError("buffer_size", f"{frame.nbytes} bytes, a bundle in one frame has a head of {HEAD_BYTES}")
+    _, size, at = _HEAD.unpack_from(frame)
+    if at < HEAD_BYTES or at + size > frame.nbytes:
+        raise WireError("buffer_size", f"an index of {size} bytes at {at} of the {frame.nbytes} of a bundle")
+    return frame[at : at + size], frame[HEAD_BYTES:at]

@@ -37,7 +37,7 @@ EXCHANGES: dict[str, dict[str, str]] = {
         "array.is_cuda": "array.is_cpu",
         "tensor.is_cuda": "tensor.is_cpu",
     },
-    "ordinary.py": {"= torch.cuda.is_current_stream_capturing": "= lambda: False"},
+    "ordinary.py": {'= getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)': "= lambda: False"},
     "staging.py": {
         "_NOTHING: Final": _STANDS_IN + "_NOTHING: Final",
         "= torch.cuda.Event\n": "= _Event\n",
