@@ -13,7 +13,6 @@ from vqwatch.wire import (
     Bundled,
     Codebooks,
     Codes,
-    Encoded,
     Frame,
     Goodbye,
     Hello,
@@ -23,9 +22,11 @@ from vqwatch.wire import (
     Reconstruction,
     Step,
     Tensor,
+    Unpacked,
     bundle,
     encode,
-    encode_codes_of_steps,
+    header_of_codes,
+    packed,
 )
 
 DTYPES = {"bool": "bool", "uint8": "u8", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
@@ -38,10 +39,16 @@ def tensor(values: Any, dtype: str | None = None) -> Tensor:
     return Tensor(DTYPES[array.dtype.name], array.shape, array.tobytes())
 
 
-def codes_of_steps(codes: Sequence[Codes]) -> Encoded:
-    """Return the message that stands for the codes of several steps: its header, and its tensors."""
-    header = encode_codes_of_steps(codes[0], [each.step for each in codes], [each.time_ns for each in codes])
+def codes_of_steps(codes: Sequence[Codes]) -> Unpacked:
+    """Return the message that stands for the codes of several steps."""
+    header = header_of_codes(codes[0], [each.step for each in codes], [each.time_ns for each in codes])
     return header, [tensor for each in codes for tensor in (each.mask, each.indices) if tensor is not None]
+
+
+def encoded(message: Unpacked) -> list[Frame]:
+    """Return the frames of a message."""
+    header, tensors = message
+    return [packed(header), *(tensor.data for tensor in tensors)]
 
 
 def bundled(messages: Sequence[Message | Sequence[Frame]], apart: int = 0, spare: int = 0) -> list[Frame]:

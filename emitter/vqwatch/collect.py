@@ -27,12 +27,12 @@ from .wire import (
     MAX_LAYERS,
     Codebooks,
     Codes,
-    Encoded,
     Message,
     Origin,
     Reconstruction,
     Tensor,
-    encode_codes_of_steps,
+    Unpacked,
+    header_of_codes,
 )
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Entry:
         self.items: list[Item] = []
         self.sources: list[Any] = []
         self.outgoing: list[tuple[str, Build]] = []
-        self.tensors: dict[Key, Tensor] = {}
+        self.tensors: dict[Key, Tensor] = {}  # of the slot where nothing was on the host: not to be changed
         self.modules: list[str] = []
         self.slot: Slot | None = None
         self.plan: Any = None  # tells where its arrays lie, if somebody knows; see Slot.copy
@@ -111,7 +111,8 @@ class Entry:
         if self.slot is not None:
             scalars.resolve(self.slot.numbers(0, len(scalars.names)))
             if self.outgoing or self.items:
-                self.tensors.update(self.slot.tensors(0))
+                arrived = self.slot.tensors(0)
+                self.tensors = {**self.tensors, **arrived} if self.tensors else arrived
 
     def fields(self) -> dict[str, Any]:
         """Return what its message tells, once it has arrived."""
@@ -170,15 +171,37 @@ class CodesBuild:
         codes = entry.tensors[self.key]
         return Codes(self.origin, seq, entry.time_ns, entry.step, self.layers, codes, mask, *self.place)
 
-    def together(self, entries: Sequence[Arrived], seq: int) -> Encoded:
+    def together(self, entries: Sequence[Arrived], seq: int) -> Unpacked:
         """Return the message that tells of several steps, taken alike; raises KeyError where one lacks its codes."""
-        header = encode_codes_of_steps(
+        header = header_of_codes(
             self(entries[0], seq), [entry.step for entry in entries], [entry.time_ns for entry in entries]
         )
         key, mask = self.key, self.mask_key
         if mask is None:
             return header, [entry.tensors[key] for entry in entries]
         return header, [entry.tensors[name] for entry in entries for name in (mask, key)]
+
+
+class CodebooksBuild:
+    """Makes the message of codebooks. What lies in the same place again is told from the same mapping: it is large."""
+
+    __slots__ = ("_keys", "_of", "_origin", "_there")
+
+    def __init__(self, origin: Origin, keys: Sequence[Key]) -> None:
+        self._origin = origin
+        self._keys = keys
+        self._of: Mapping[Key, Tensor] | None = None
+        self._there: Mapping[tuple[str, str], Tensor] = {}
+
+    def __call__(self, entry: Arrived, seq: int) -> Codebooks:
+        """Return the message, raise KeyError where all of them were left out."""
+        tensors = entry.tensors
+        if tensors is not self._of:
+            self._of = tensors
+            self._there = {(key[1], key[2]): tensors[key] for key in self._keys if key in tensors}
+        if not self._there:
+            raise KeyError("codebooks")
+        return Codebooks(self._origin, seq, entry.time_ns, entry.step, self._there)
 
 
 class _Snapshot:
@@ -477,7 +500,7 @@ class Collector:
             keys.append(("codebooks", name, field))
             entry.take(keys[-1], kind, [taken], tuple(taken.shape), wire_dtype(taken))
         if keys:
-            entry.outgoing.append(("codebooks", partial(self._codebooks_message, keys)))
+            entry.outgoing.append(("codebooks", CodebooksBuild(self._origin, keys)))
         if before == 0 and len(keys) == len(found) and not any(item.on_host for item in entry.items):
             known = self._snapshots[fields, len(self._latents)] = _Snapshot(looks, entry.items, entry.outgoing)
             sources = known.remember({layer.info.name: layer for layer in self._layers}, self._latents)
@@ -510,12 +533,6 @@ class Collector:
         """Take the cluster sizes as they are now."""
         if self._layers and self._leads:
             self._timed(entry, schedule.CLUSTERS, self._take_codebooks, entry, ("cluster_size",))
-
-    def _codebooks_message(self, keys: list[Key], entry: Arrived, seq: int) -> Message:
-        there = {(key[1], key[2]): entry.tensors[key] for key in keys if key in entry.tensors}
-        if not there:
-            raise KeyError("codebooks")
-        return Codebooks(self._origin, seq, entry.time_ns, entry.step, there)
 
     def _take_gradients(self, entry: Entry) -> None:
         assert self._gradients is not None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from threading import get_ident
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _Tensor: Final = torch.Tensor
 _time_ns: Final = time.time_ns
 _no_grad: Any = torch.no_grad
+_NO_NORMS: Final[Mapping[str, tuple[torch.Tensor, int]]] = MappingProxyType({})
 
 
 class Held:
@@ -122,13 +124,13 @@ def any_changed(steps: Sequence[Held]) -> bool:
 class Keeper:
     """Keeps up to ``most`` steps of one thread. ``since`` is when the oldest was given, monotonic seconds.
 
-    ``at_once`` says that numbers are to be copied when they are given. ``numbers_reused`` and ``arrays_reused`` are set
-    when memory was used again under what is kept: the step before the last in ``held`` is then not to be believed.
+    ``at_once`` says that numbers are to be copied when they are given. ``numbers_reused`` and ``arrays_reused`` tell
+    whose memory was used again by the last step, as a place in ``held``: what that step holds is not to be believed.
     ``copied`` are steps that nobody needs any more: to free five tensors of each takes long enough to do it one a call.
     """
 
     __slots__ = (
-        "_collector", "_groups", "_number", "_owner", "_place", "arrays_reused", "at_once", "copied", "held", "last",
+        "_collector", "_groups", "_numbers", "_owner", "_places", "arrays_reused", "at_once", "copied", "held", "last",
         "most", "numbers_reused", "since",
     )  # fmt: skip
 
@@ -139,11 +141,13 @@ class Keeper:
         self.most = 1
         self.since = 0.0
         self.at_once = False
-        self.numbers_reused = self.arrays_reused = False
+        self.numbers_reused: int | None = None
+        self.arrays_reused: int | None = None
         self._collector = collector
         self._groups = groups
         self._owner = get_ident()
-        self._number = self._place = 0
+        self._numbers: list[int] = []  # the address of each step's first number,
+        self._places: list[int] = []  # and of its first array
 
     def keep(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any, now: float) -> bool:
         """Keep a step; return False, with nothing done, where it cannot be kept."""
@@ -173,13 +177,13 @@ class Keeper:
             held.tapped = ()
             place = codes.data_ptr()
         else:
-            held.tapped = tapped = collector.tapped
+            held.tapped = tapped = collector.tapped or ()  # not the list that the next forward pass adds to
             place = tapped[0][1].data_ptr() if tapped else 0
         held.rates = [group["lr"] for group in self._groups]
         held.step = step
         held.time_ns = _time_ns()
         held.names = tuple(losses)
-        held.norms = collector.norms
+        held.norms = collector.norms or _NO_NORMS
         held.gradients = None
         held.look()
         if collector.tapped:
@@ -187,21 +191,25 @@ class Keeper:
         if collector.norms:
             collector.norms = {}
         collector.wants_codes = codes is None
-        kept = self.held
+        numbers, places = self._numbers, self._places
         if self.at_once:
             held.copy_numbers()
-        elif kept and number == self._number != 0:
-            self.numbers_reused = True
-        if not kept:
+            number = 0
+        if not self.held:
             self.since = now
-        elif place == self._place != 0:
-            self.arrays_reused = True
-        self._number, self._place = number, place
+        elif number and number in numbers:
+            self.numbers_reused = numbers.index(number)
+        if place and place in places:
+            self.arrays_reused = places.index(place)
+        numbers.append(number)
+        places.append(place)
         self.last = step
-        kept.append(held)
+        self.held.append(held)
         return True
 
     def take(self) -> list[Held]:
         """Return the steps that are kept, and keep them no longer."""
         held, self.held = self.held, []
+        self._numbers.clear()
+        self._places.clear()
         return held

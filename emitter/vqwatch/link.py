@@ -22,21 +22,22 @@ from .settings import Keys
 from .wire import (
     Ack,
     Bundled,
-    Encoded,
     Frame,
     Message,
     Stop,
+    Unpacked,
     Welcome,
     WireError,
     bundle,
     decode,
+    packed,
 )
 
 Loan: TypeAlias = "weakref.ref[memoryview]"
 """A buffer that libzmq was given without a copy: dead once libzmq has let go of it. It is a fourth of the cost of a
 tracker of pyzmq's, which has an event, a condition and a lock."""
 
-Make: TypeAlias = Callable[[int], Encoded]
+Make: TypeAlias = Callable[[int], Unpacked]
 """Makes a best-effort message of its number."""
 
 SEND_MESSAGES: Final = 64
@@ -198,10 +199,10 @@ class Link:
             return None
         try:
             header, tensors = make(self.sent[kind] + 1)
+            frames: list[Frame] = [packed(header), *(tensor.data for tensor in tensors)]
         except WireError as error:
             self.dropped[f"{kind}:{error.reason}"] += count
             return None
-        frames: list[Frame] = [header, *(tensor.data for tensor in tensors)]
         copied = large = 0
         for frame in frames:
             size = memoryview(frame).nbytes

@@ -109,7 +109,7 @@ class Ordinary:
     def due(self, now: float) -> bool:
         """Return whether the steps kept are to be copied now."""
         keeper = self.keeper
-        if len(keeper.held) >= keeper.most or keeper.numbers_reused or keeper.arrays_reused:
+        if len(keeper.held) >= keeper.most or keeper.numbers_reused is not None or keeper.arrays_reused is not None:
             return True
         return now - keeper.since >= self._patience_seconds
 
@@ -133,9 +133,12 @@ class Ordinary:
         plan = self._plan
         before = plan.last
         held = keeper.take()
-        if keeper.numbers_reused or keeper.arrays_reused:
-            self._leave_out(held[-2], keeper.numbers_reused, keeper.arrays_reused)
-            keeper.numbers_reused = keeper.arrays_reused = False
+        if keeper.numbers_reused is not None:
+            self._leave_out(held[keeper.numbers_reused], numbers=True, arrays=False)
+            keeper.numbers_reused = None
+        if keeper.arrays_reused is not None:
+            self._leave_out(held[keeper.arrays_reused], numbers=False, arrays=True)
+            keeper.arrays_reused = None
         if any_changed(held):
             for one in held:
                 numbers, arrays = one.changed()

@@ -16,7 +16,7 @@ from .complaints import Complaints
 from .link import Link, Loan, Make
 from .routine import alike, arrays_of
 from .schedule import Schedule
-from .wire import Frame, Origin, encode_header, encode_step
+from .wire import Frame, Origin, encode_step, unpacked
 
 if TYPE_CHECKING:
     from .collect import Arrived, Build
@@ -157,6 +157,6 @@ class Outbox:
 def _make(build: Build, steps: Sequence[Arrived]) -> Make:
     """Return what makes the message of one step's arrays, or the one of the codes of several."""
     if len(steps) == 1:
-        return lambda seq: encode_header(build(steps[0], seq))
+        return lambda seq: unpacked(build(steps[0], seq))
     assert isinstance(build, CodesBuild)
     return functools.partial(build.together, steps)

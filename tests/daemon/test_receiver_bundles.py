@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 import pytest
 from tests.daemon.test_receiver_limits import Inbox
-from tests.messages import Trainer, bundled, codes_of_steps, layers
+from tests.messages import Trainer, bundled, codes_of_steps, encoded, layers
 
 from vqwatch.wire import MAX_BUNDLED, Message, Step, Stop, encode, encode_step
 from vqwatch_daemon.catalogue import CATALOGUE
@@ -84,8 +84,7 @@ def test_steps_told_as_one_are_applied_once_each_and_counted_as_steps(here: Here
 def test_codes_of_steps_told_as_one_are_counted_once_each(here: Here) -> None:
     trainer, peer = Trainer(), here.peer()
     peer.send_multipart(encode(trainer.hello(layers(2))))
-    header, tensors = codes_of_steps([trainer.codes(step, CODES) for step in (1, 2, 3)])
-    told = [header, *(tensor.data for tensor in tensors)]
+    told = encoded(codes_of_steps([trainer.codes(step, CODES) for step in (1, 2, 3)]))
     peer.send_multipart(bundled([told, trainer.codes(4, CODES)], apart=5))
     peer.send_multipart(told)
     assert here.work(lambda: here.counted["codes"] == 7)

@@ -27,8 +27,8 @@ from vqwatch.wire import (
     Step,
     Tensor,
     encode,
-    encode_header,
     encode_step,
+    unpacked,
 )
 
 TOGETHER = 4
@@ -98,7 +98,7 @@ class Telling:
 
     def codes(self, step: int, data: Frame) -> Make:
         """Return what makes the message of a step's codes."""
-        return lambda seq: encode_header(self._codes(step, data, seq))
+        return lambda seq: unpacked(self._codes(step, data, seq))
 
     def codes_of(self, steps: range, parts: Sequence[Frame]) -> Make:
         """Return what makes one message of the codes of several steps."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tests.messages import Trainer, bundled, codes_of_steps, layers, tensor
+from tests.messages import Trainer, bundled, codes_of_steps, encoded, layers, tensor
 
 from vqwatch.wire import Ack, Evaluation, Message, Stop, Welcome, encode, encode_step
 from vqwatch_rules import default_pack
@@ -48,11 +48,11 @@ def wire() -> list[bytes]:
     every, trainer = list(messages()), Trainer()
     columns = {"losses": {"total": [1.0, 2.0]}, "gradient_norm": [1.0, 0.5], "learning_rates": {"0": [1e-3, 1e-3]}}
     steps = encode_step(trainer.origin, 2, 1, [10, 20], [1, 2], {**columns, "overhead": 0.01})
-    header, tensors = codes_of_steps([trainer.codes(step, [[1, 2], [3, 0]]) for step in (1, 2)])
+    codes = codes_of_steps([trainer.codes(step, [[1, 2], [3, 0]]) for step in (1, 2)])
     return [
         *(join(encode(message)) for message in every),
         join(steps),
-        join([header, *(tensor.data for tensor in tensors)]),
+        join(encoded(codes)),
         join(bundled([every[-1], every[2]], 1)),
         join(bundled([every[-1], every[2]], 1, 4096)),
     ]

@@ -9,7 +9,7 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.messages import codes_of_steps
+from tests.messages import codes_of_steps, encoded
 from tests.wire.test_wire_round_trip import MESSAGES, counts, maps, names, numbers, origins
 
 from vqwatch.wire import (
@@ -191,8 +191,7 @@ def codes_alike(draw: Any) -> list[Codes]:
 
 @given(codes_alike())
 def test_codes_of_each_step_come_back_as_they_were_told(codes: list[Codes]) -> None:
-    header, tensors = codes_of_steps(codes)
-    frames = [header, *(tensor.data for tensor in tensors)]
+    frames = encoded(codes_of_steps(codes))
     assert decode_each(frames) == codes
     assert decode_each([memoryview(frame) for frame in frames]) == codes
 

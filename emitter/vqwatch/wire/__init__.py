@@ -11,7 +11,7 @@ languages. Everything that cannot be read is one :class:`WireError`.
 
 from .bundle import HEAD_BYTES, MAX_BUNDLED, MAX_INDEX_BYTES, Bundled, bundle, unbundle
 from .decoding import decode, decode_each
-from .encoding import Encoded, encode, encode_codes_of_steps, encode_header, encode_step
+from .encoding import Header, Unpacked, encode, encode_step, header_of_codes, packed, unpacked
 from .endpoint import default_endpoint, socket_directory
 from .messages import (
     BEST_EFFORT,
@@ -86,10 +86,10 @@ __all__ = [
     "Bundled",
     "Codebooks",
     "Codes",
-    "Encoded",
     "Evaluation",
     "Frame",
     "Goodbye",
+    "Header",
     "Hello",
     "Layer",
     "Message",
@@ -98,6 +98,7 @@ __all__ = [
     "Step",
     "Stop",
     "Tensor",
+    "Unpacked",
     "Welcome",
     "WireError",
     "bundle",
@@ -105,9 +106,10 @@ __all__ = [
     "decode_each",
     "default_endpoint",
     "encode",
-    "encode_codes_of_steps",
-    "encode_header",
     "encode_step",
+    "header_of_codes",
+    "packed",
     "socket_directory",
     "unbundle",
+    "unpacked",
 ]

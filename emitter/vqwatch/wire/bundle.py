@@ -16,13 +16,14 @@ from typing import Final, TypeAlias
 
 import msgpack
 
-from .messages import MAX_TENSORS, Frame, WireError
+from .encoding import Header
+from .messages import MAX_HEADER_BYTES, MAX_TENSORS, Frame, WireError
 
 MAX_BUNDLED: Final = 64
 MAX_INDEX_BYTES: Final = 256 * 1024
 
-Bundled: TypeAlias = tuple[bytes, Sequence[tuple[int, int]]]
-"""A message's header, and where in the data each of its buffers lies: offset and size in bytes."""
+Bundled: TypeAlias = tuple[bytes | Header, Sequence[tuple[int, int]]]
+"""A message's header, packed or not, and where in the data each of its buffers lies: offset and size in bytes."""
 
 _FIRST_BYTES: Final = frozenset({*range(0x90, 0xA0), 0xDC, 0xDD})  # msgpack's lists
 _HEAD: Final = struct.Struct("<B3xIQ")  # a byte that begins nothing in msgpack, the index's size, and where it lies
@@ -30,12 +31,13 @@ _IN_ONE: Final = 0xC1
 HEAD_BYTES: Final = _HEAD.size
 
 
-# It keeps what it packed until it is told to forget it, so that nothing is allocated; its pages stay.
+# They keep what they packed until they are told to forget it, so that nothing is allocated; their pages stay.
 _indexer: Final = msgpack.Packer(autoreset=False)
+_of_headers: Final = msgpack.Packer(autoreset=False)
 
 
 def bundle(messages: Sequence[Bundled], memory: memoryview | None = None, spare: int = 0) -> list[Frame] | None:
-    """Return the frames of a bundle, or None where the messages are too many or their headers too long for one.
+    """Return the frames of a bundle, or None where the messages are too many or a header is too long, or no header.
 
     ``memory`` is :data:`HEAD_BYTES`, the data, and ``spare`` bytes: head and index are written there where they fit,
     and what is returned is then a part of it.
@@ -43,7 +45,12 @@ def bundle(messages: Sequence[Bundled], memory: memoryview | None = None, spare:
     if len(messages) > MAX_BUNDLED:
         return None
     try:
-        _indexer.pack(messages)
+        _indexer.pack_array_header(len(messages))
+        for header, places in messages:
+            if isinstance(header, bytes):
+                _indexer.pack((header, places))
+            elif not _pack_both(header, places):
+                return None
         with _indexer.getbuffer() as index:
             size = len(index)
             if size > MAX_INDEX_BYTES:
@@ -58,6 +65,21 @@ def bundle(messages: Sequence[Bundled], memory: memoryview | None = None, spare:
         return [memory[: end + size]]
     finally:
         _indexer.reset()
+
+
+def _pack_both(header: Header, places: Sequence[tuple[int, int]]) -> bool:
+    """Pack a header and a message of it; return False where that cannot be."""
+    try:
+        _of_headers.pack(header)
+        with _of_headers.getbuffer() as packed:
+            if len(packed) > MAX_HEADER_BYTES:
+                return False
+            _indexer.pack((packed, places))
+    except (TypeError, ValueError, OverflowError):
+        return False
+    finally:
+        _of_headers.reset()
+    return True
 
 
 def unbundle(frames: Sequence[Frame]) -> list[Sequence[Frame]]:

@@ -38,22 +38,24 @@ def encode(message: Message) -> list[Frame]:
     Buffers are passed through, not copied: the caller must not change them before they are sent.
     Raises :class:`WireError` when the header would be longer than :data:`MAX_HEADER_BYTES`.
     """
-    header, tensors = encode_header(message)
-    return [header, *(tensor.data for tensor in tensors)]
+    header, tensors = unpacked(message)
+    return [packed(header), *(tensor.data for tensor in tensors)]
 
 
-Encoded: TypeAlias = tuple[bytes, list[Tensor]]
-"""A message's header, and the tensors whose buffers follow it."""
+Header: TypeAlias = dict[str, Any]
+
+Unpacked: TypeAlias = tuple[Header, list[Tensor]]
+"""A message's header before it is packed, and the tensors whose buffers follow it."""
 
 
-def encode_header(message: Message) -> Encoded:
-    """Return the header of a message, and the tensors whose buffers follow it. Raises as :func:`encode` does."""
+def unpacked(message: Message) -> Unpacked:
+    """Return the header of a message before it is packed, and the tensors whose buffers follow it."""
     header, tensors = _PACKERS[message.kind](message)
     header["v"] = VERSION
     header["kind"] = message.kind
     if tensors:
         header["tensors"] = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors]
-    return _packed(header), [tensor for _, tensor in tensors]
+    return header, [tensor for _, tensor in tensors]
 
 
 def encode_step(
@@ -85,10 +87,10 @@ def encode_step(
         "step": step,
         **fields,
     }
-    return [_packed(header)]
+    return [packed(header)]
 
 
-def encode_codes_of_steps(first: Codes, steps: Sequence[int], times_ns: Sequence[int]) -> bytes:
+def header_of_codes(first: Codes, steps: Sequence[int], times_ns: Sequence[int]) -> Header:
     """Return the header of one message that stands for the codes of several steps, ``first`` and some like it.
 
     They are numbered from its ``seq`` on. At most :data:`MAX_STEPS`; their buffers follow, step by step, in the order
@@ -98,17 +100,18 @@ def encode_codes_of_steps(first: Codes, steps: Sequence[int], times_ns: Sequence
     header["v"], header["kind"] = VERSION, "codes"
     header["tensors"] = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors]
     header["step"], header["time_ns"] = steps, times_ns
-    return _packed(header)
+    return header
 
 
-def _packed(header: Mapping[str, Any]) -> bytes:
+def packed(header: Mapping[str, Any]) -> bytes:
+    """Return a message's header as its first frame. Raises :class:`WireError` where it cannot be one."""
     try:
-        packed: bytes = packer.pack(header)
+        frame: bytes = packer.pack(header)
     except (TypeError, ValueError, OverflowError) as error:
         raise WireError("field", f"{header['kind']} holds what msgpack cannot pack: {error}") from error
-    if len(packed) > MAX_HEADER_BYTES:
-        raise WireError("header_size", f"{len(packed)} bytes, at most {MAX_HEADER_BYTES}")
-    return packed
+    if len(frame) > MAX_HEADER_BYTES:
+        raise WireError("header_size", f"{len(frame)} bytes, at most {MAX_HEADER_BYTES}")
+    return frame
 
 
 _Packed: TypeAlias = tuple[dict[str, Any], list[tuple[str, Tensor]]]

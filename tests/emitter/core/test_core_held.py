@@ -67,6 +67,29 @@ def test_what_hooks_told_is_kept_once(keeper: Keeper, hooks: Hooks) -> None:
     assert (hooks.tapped, hooks.norms, hooks.wants_codes) == ([], {}, True)
 
 
+def test_what_hooks_tell_later_is_not_told_of_the_steps_before(keeper: Keeper, hooks: Hooks) -> None:
+    for step in range(2):
+        assert keep(keeper, step, losses={"total": torch.tensor(1.0)})
+        if step == 0:  # the next forward pass
+            hooks.tapped.append(("0", torch.arange(3)))
+            hooks.norms[""] = (torch.tensor(1.0), 3)
+    before, after = keeper.take()
+    assert (len(before.tapped), len(before.norms)) == (0, 0)
+    assert (len(after.tapped), len(after.norms)) == (1, 1)
+
+
+def test_what_was_copied_is_let_go_of_a_step_a_call(keeper: Keeper) -> None:
+    for step in range(2):
+        keep(keeper, step, losses={"total": torch.tensor(1.0)}, codes=torch.arange(3))
+    keeper.copied = keeper.take()
+    for held in keeper.copied:
+        held.let_go_of_arrays()
+        assert (held.codes, held.arrays, len(held.tensors)) == (None, [], 1)
+    for left in (1, 0, 0):
+        keep(keeper, keeper.last + 1, losses={"total": torch.tensor(1.0)})
+        assert len(keeper.copied) == left
+
+
 def test_a_loss_is_kept_without_the_graph_that_it_hangs_on(keeper: Keeper) -> None:
     loss = torch.ones(3, requires_grad=True).sum()
     assert keep(keeper, 0, losses={"total": loss})
@@ -101,20 +124,28 @@ def test_memory_that_is_used_again_is_noticed_for_what_it_holds(keeper: Keeper) 
     codes = torch.arange(3)
     for step in range(2):
         keep(keeper, step, losses={"total": torch.tensor(float(step))}, codes=codes.detach())
-    assert (keeper.numbers_reused, keeper.arrays_reused) == (False, True)
+    assert (keeper.numbers_reused, keeper.arrays_reused) == (None, 0)
 
 
 def test_a_loss_in_the_same_memory_as_the_one_before_is_noticed(keeper: Keeper) -> None:
     loss = torch.tensor(1.0)
     for step in range(2):
         keep(keeper, step, losses={"total": loss}, codes=torch.arange(3))
-    assert (keeper.numbers_reused, keeper.arrays_reused) == (True, False)
+    assert (keeper.numbers_reused, keeper.arrays_reused) == (0, None)
+
+
+def test_memory_that_is_used_in_turns_is_noticed(keeper: Keeper) -> None:
+    losses, codes = [torch.tensor(1.0), torch.tensor(2.0)], [torch.arange(3), torch.arange(3)]
+    for step in range(4):
+        keep(keeper, step, losses={"total": losses[step % 2]}, codes=codes[step % 2])
+        at = None if step < 2 else step - 2
+        assert (keeper.numbers_reused, keeper.arrays_reused) == (at, at)
 
 
 def test_new_memory_at_each_step_is_no_memory_used_again(keeper: Keeper) -> None:
     for step in range(8):
         keep(keeper, step, losses={"total": torch.tensor(float(step))}, codes=torch.arange(3))
-    assert (keeper.numbers_reused, keeper.arrays_reused) == (False, False)
+    assert (keeper.numbers_reused, keeper.arrays_reused) == (None, None)
     assert not any(held.changed() != (False, False) for held in keeper.held)
 
 

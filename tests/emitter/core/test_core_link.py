@@ -17,16 +17,16 @@ from vqwatch.settings import Keys
 from vqwatch.wire import (
     Ack,
     Codes,
-    Encoded,
     Goodbye,
     Hello,
     Origin,
     Stop,
     Tensor,
+    Unpacked,
     Welcome,
     decode,
     encode,
-    encode_header,
+    unpacked,
 )
 from vqwatch_daemon.app import TICK_SECONDS
 from vqwatch_daemon.delivery import Book
@@ -43,9 +43,9 @@ def numbered(step: int, padding: int = 0) -> Callable[[int, int], list[Any]]:
     return lambda seq, first: encode(Goodbye(ORIGIN, seq, first, 0, step, "x" * padding))
 
 
-def codes(nbytes: int, value: int = 0) -> Callable[[int], Encoded]:
+def codes(nbytes: int, value: int = 0) -> Callable[[int], Unpacked]:
     data = np.full((1, nbytes // 2), value, np.int16)
-    return lambda seq: encode_header(Codes(ORIGIN, seq, 0, 0, ("0",), Tensor("i16", data.shape, data.data)))
+    return lambda seq: unpacked(Codes(ORIGIN, seq, 0, 0, ("0",), Tensor("i16", data.shape, data.data)))
 
 
 class Line:
@@ -282,7 +282,7 @@ def test_a_large_buffer_arrives_unchanged_when_it_is_used_again_after_its_loan(l
         line.turn()
         loans = line.link.best_effort(
             "codes",
-            lambda seq: encode_header(Codes(ORIGIN, seq, 0, 0, ("0",), Tensor("i16", buffer.shape, buffer.data))),
+            lambda seq: unpacked(Codes(ORIGIN, seq, 0, 0, ("0",), Tensor("i16", buffer.shape, buffer.data))),
         )
         assert loans
         until(lambda loans=loans: all(loan() is None for loan in loans), lambda: peer.take(1))

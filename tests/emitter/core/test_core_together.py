@@ -16,14 +16,14 @@ from vqwatch.backlog import Backlog
 from vqwatch.link import Link, Make
 from vqwatch.wire import (
     Codes,
-    Encoded,
     Hello,
     Origin,
     Step,
     Tensor,
+    Unpacked,
     encode,
-    encode_header,
     encode_step,
+    unpacked,
 )
 
 ORIGIN = Origin("test", 0, "s1")
@@ -39,7 +39,7 @@ class Slot(Memory):
         return Codes(ORIGIN, seq, 0, step, ("0",), Tensor("i16", (1, 64), self.parts[at]))
 
     def make(self, step: int, at: int) -> Make:
-        return lambda seq: encode_header(self._codes(step, at, seq))
+        return lambda seq: unpacked(self._codes(step, at, seq))
 
     def make_each(self, steps: range) -> Make:
         """Return what makes one message of the codes of steps that begin with this slot."""
@@ -55,11 +55,11 @@ def as_one(*numbers: int) -> Callable[[int, int], list[Any]]:
     return lambda seq, first: encode_step(ORIGIN, seq, first, [0] * len(numbers), numbers, losses)
 
 
-def cannot_be_made(_seq: int) -> Encoded:
+def cannot_be_made(_seq: int) -> Unpacked:
     raise ValueError("no such array")
 
 
-def was_left_out(_seq: int) -> Encoded:
+def was_left_out(_seq: int) -> Unpacked:
     raise KeyError("codebooks")
 
 
