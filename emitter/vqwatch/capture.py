@@ -22,7 +22,7 @@ from .wire import ITEM_BYTES, Tensor
 if TYPE_CHECKING:
     import torch
 
-    from .collect import Entry
+    from .entry import Entry
     from .staging import Staging
 
 Key = tuple[str, ...]

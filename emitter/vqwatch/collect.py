@@ -7,251 +7,35 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Final
 
 from . import codes as code_reader
 from . import sampling, schedule
 from .arrays import Host, Refused, take, whole_shape, wire_dtype
-from .capture import Item, Key, item_of
+from .capture import Key
 from .complaints import Complaints
-from .gradients import Gradients, Sketcher, by_module
-from .scalars import ENERGY, LOSS, NORM, RATE, Scalars, learning_rates
+from .entry import GRADIENT_KEY, Arrived, CodebooksBuild, CodesBuild, Entry
+from .gradients import Gradients, Sketcher
+from .scalars import ENERGY, LOSS, NORM, RATE, learning_rates
+from .snapshot import Snapshot
 from .wire import (
     FLOAT_DTYPES,
     ITEM_BYTES,
     MAX_LAYERS,
-    Codebooks,
-    Codes,
     Message,
     Origin,
     Reconstruction,
-    Tensor,
-    Unpacked,
-    header_of_codes,
 )
 
 if TYPE_CHECKING:
     import torch
 
-    from .codebooks import QuantizerLayer, Quantizers
-    from .staging import Slot
-
-GRADIENT_KEY: Final = ("gradients",)
+    from .codebooks import Quantizers
 
 LATENT_ROWS: Final = 64
 """Vectors of a layer's input that travel with a codebook snapshot."""
-
-Build = Callable[["Arrived", int], Message]
-"""Makes a message of what has arrived, and the message's number."""
-
-
-class Arrived(Protocol):
-    """What a message with arrays is made of: a step, when it was, and its arrays on the host."""
-
-    step: int
-    time_ns: int
-
-    @property
-    def tensors(self) -> Mapping[Key, Tensor]:
-        """Return the arrays by key."""
-
-
-class Entry:
-    """What one call of ``step`` has to tell, on its way from the tensors to the socket."""
-
-    __slots__ = (
-        "alone",
-        "costs",
-        "items",
-        "modules",
-        "outgoing",
-        "plan",
-        "rows",
-        "scalars",
-        "slot",
-        "sources",
-        "step",
-        "tensors",
-        "time_ns",
-    )
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self.time_ns = time.time_ns()
-        self.scalars = Scalars()
-        self.rows: dict[str, int] = {}
-        self.items: list[Item] = []
-        self.sources: list[Any] = []
-        self.outgoing: list[tuple[str, Build]] = []
-        self.tensors: dict[Key, Tensor] = {}  # of the slot where nothing was on the host: not to be changed
-        self.modules: list[str] = []
-        self.slot: Slot | None = None
-        self.plan: Any = None  # tells where its arrays lie, if somebody knows; see Slot.copy
-        self.alone = False  # arrays only, of a step that is sent on its own
-        self.costs: dict[str, float] = {}
-
-    def take(self, key: Key, kind: str, sources: Sequence[Any], shape: tuple[int, ...], dtype: str) -> None:
-        """Note an array to take. Raises :class:`Refused` where its sources are in two places."""
-        self.items.append(item_of(key, kind, sources, shape, dtype))
-        self.sources.extend(sources)
-
-    @property
-    def arrived(self) -> bool:
-        """Return whether everything is on the host. Does not wait."""
-        return self.slot is None or self.slot.arrived
-
-    def resolve(self) -> None:
-        """Take in what has arrived."""
-        scalars = self.scalars
-        if self.slot is not None:
-            scalars.resolve(self.slot.numbers(0, len(scalars.names)))
-            if self.outgoing or self.items:
-                arrived = self.slot.tensors(0)
-                self.tensors = {**self.tensors, **arrived} if self.tensors else arrived
-
-    def fields(self) -> dict[str, Any]:
-        """Return what its message tells, once it has arrived."""
-        known = self.scalars.known
-        found: dict[str, Any] = {}
-        for group, field in ((LOSS, "losses"), (RATE, "learning_rates")):
-            if group in known:
-                found[field] = known[group]
-        if self.rows:
-            found.update(energies(known.get(ENERGY, {}), self.rows))
-        found.update(gradient_norms(self.scalars.one(NORM), self.tensors.get(GRADIENT_KEY), self.modules))
-        return found
-
-
-def energies(norms: Mapping[str, float], rows: Mapping[str, int]) -> dict[str, Any]:
-    """Return the mean squared norm of what each layer left over, and of what entered the first, as a message's fields.
-
-    ``norms`` are over all of a layer's vectors, ``rows`` how many those were; the name of what entered is "".
-    """
-    found = {layer: norm * norm / rows[layer] for layer, norm in norms.items() if layer in rows}
-    entered = found.pop("", None)
-    fields: dict[str, Any] = {"residual_energy": found} if found else {}
-    if entered is not None:
-        fields["input_energy"] = entered
-    return fields
-
-
-def gradient_norms(norm: float | None, of_parameters: Tensor | None, modules: Sequence[str]) -> dict[str, Any]:
-    """Return the gradient norm, and those by module where the norms of parameters are told, as a message's fields.
-
-    ``modules`` names the module of each parameter. Where no norm of all was given, it is made of theirs.
-    """
-    fields: dict[str, Any] = {}
-    if of_parameters is not None:
-        found = by_module(np.frombuffer(of_parameters.data, np.float32).tolist(), modules)
-        fields["gradient_norms"] = found
-        norm = math.hypot(*found.values()) if norm is None else norm
-    if norm is not None:
-        fields["gradient_norm"] = norm
-    return fields
-
-
-@dataclass(frozen=True, slots=True)
-class CodesBuild:
-    """Makes the message of a step's codes, ``place`` of so many; or the one of the codes of several steps."""
-
-    origin: Origin
-    layers: tuple[str, ...]
-    place: tuple[int, int]
-    key: Key
-    mask_key: Key | None
-
-    def __call__(self, entry: Arrived, seq: int) -> Codes:
-        """Return the message of one step."""
-        mask = entry.tensors.get(self.mask_key) if self.mask_key is not None else None
-        codes = entry.tensors[self.key]
-        return Codes(self.origin, seq, entry.time_ns, entry.step, self.layers, codes, mask, *self.place)
-
-    def together(self, entries: Sequence[Arrived], seq: int) -> Unpacked:
-        """Return the message that tells of several steps, taken alike; raises KeyError where one lacks its codes."""
-        header = header_of_codes(
-            self(entries[0], seq), [entry.step for entry in entries], [entry.time_ns for entry in entries]
-        )
-        key, mask = self.key, self.mask_key
-        if mask is None:
-            return header, [entry.tensors[key] for entry in entries]
-        return header, [entry.tensors[name] for entry in entries for name in (mask, key)]
-
-
-class CodebooksBuild:
-    """Makes the message of codebooks. What lies in the same place again is told from the same mapping: it is large."""
-
-    __slots__ = ("_keys", "_of", "_origin", "_there")
-
-    def __init__(self, origin: Origin, keys: Sequence[Key]) -> None:
-        self._origin = origin
-        self._keys = keys
-        self._of: Mapping[Key, Tensor] | None = None
-        self._there: Mapping[tuple[str, str], Tensor] = {}
-
-    def __call__(self, entry: Arrived, seq: int) -> Codebooks:
-        """Return the message, raise KeyError where all of them were left out."""
-        tensors = entry.tensors
-        if tensors is not self._of:
-            self._of = tensors
-            self._there = {(key[1], key[2]): tensors[key] for key in self._keys if key in tensors}
-        if not self._there:
-            raise KeyError("codebooks")
-        return Codebooks(self._origin, seq, entry.time_ns, entry.step, self._there)
-
-
-class _Snapshot:
-    """How codebooks that looked like this were taken: it identifies the plan of their copies."""
-
-    __slots__ = ("items", "looks", "outgoing", "places")
-
-    def __init__(self, looks: list[Any], items: list[Item], outgoing: list[tuple[str, Build]]) -> None:
-        self.looks = looks
-        self.items = items
-        self.outgoing = outgoing
-        self.places: list[_Place] | None = None
-
-    def sources(self, latents: Mapping[str, Any]) -> list[Any] | None:
-        """Return the tensors as they are now, None where one of them is missing, looks otherwise, or has to be read."""
-        if self.places is None:
-            return None
-        found: list[Any] = []
-        for layer, names, shape, dtype, device in self.places:
-            value = layer.at(names) if names else latents.get(layer.info.name)
-            if value is None or value.requires_grad:
-                return None
-            if value.shape != shape or value.dtype != dtype or value.device != device:
-                return None
-            found.append(value)
-        return found
-
-    def remember(self, layers: Mapping[str, QuantizerLayer], latents: Mapping[str, Any]) -> list[Any] | None:
-        """Note where each tensor lies, if all are buffers or latents: to find them again costs a fraction of reading.
-
-        Return the tensors, as :meth:`sources` will.
-        """
-        places: list[_Place] = []
-        found: list[Any] = []
-        for name, field, _ in self.looks:
-            layer = layers[name]
-            names = () if field == "latents" else layer.place(field)
-            value = None if names is None else layer.at(names) if names else latents.get(name)
-            if names is None or value is None:
-                return None
-            places.append((layer, names, value.shape, value.dtype, value.device))
-            found.append(value)
-        self.places = places
-        pairs = zip(self.items, found, strict=True)  # they may lack the axis of heads
-        self.items = [item_of(item.key, item.kind, [value], item.shape, item.dtype) for item, value in pairs]
-        return found
-
-
-_Place = tuple["QuantizerLayer", tuple[str, ...], Any, Any, Any]
-"""A layer, by which names one of its tensors is found, and the tensor's shape, dtype and device."""
 
 
 class Collector:
@@ -284,7 +68,7 @@ class Collector:
         self.tapped: list[tuple[str, torch.Tensor]] = []
         self.norms: dict[str, tuple[Any, int]] = {}
         self._latents: dict[str, Any] = {}
-        self._snapshots: dict[tuple[tuple[str, ...], int], _Snapshot] = {}
+        self._snapshots: dict[tuple[tuple[str, ...], int], Snapshot] = {}
         self._turn = 0
         self.wants_codes = True
 
@@ -502,7 +286,7 @@ class Collector:
         if keys:
             entry.outgoing.append(("codebooks", CodebooksBuild(self._origin, keys)))
         if before == 0 and len(keys) == len(found) and not any(item.on_host for item in entry.items):
-            known = self._snapshots[fields, len(self._latents)] = _Snapshot(looks, entry.items, entry.outgoing)
+            known = self._snapshots[fields, len(self._latents)] = Snapshot(looks, entry.items, entry.outgoing)
             sources = known.remember({layer.info.name: layer for layer in self._layers}, self._latents)
             if sources is not None:
                 entry.items, entry.plan, entry.sources = known.items, known, sources

@@ -5,7 +5,6 @@ Each :meth:`Emitter.step` takes what is due and sends what has arrived on the ho
 
 from __future__ import annotations
 
-import atexit
 import functools
 import logging
 import os
@@ -15,7 +14,6 @@ import socket
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -27,9 +25,11 @@ from . import schedule as kinds
 from .arrays import Refused
 from .backlog import Backlog
 from .capture import Capture
-from .collect import Collector, Entry
+from .collect import Collector
 from .complaints import Complaints
+from .entry import Entry
 from .evaluation import EvaluationPass
+from .guest import Pause, guarded, watch_process
 from .link import Link
 from .outbox import MOST_PENDING, Outbox
 from .schedule import DEFAULT_EVERY, Schedule
@@ -47,6 +47,9 @@ _log = logging.getLogger("vqwatch")
 LISTEN_SECONDS: Final = 1.5
 """How often a training on a device listens to the daemon, which answers once a second where all is well."""
 
+MOST_UNHEARD_CALLS: Final = 8
+"""Calls that may find something else to do when it is time to listen."""
+
 CATCH_UP_SECONDS: Final = 0.05
 """How often it does where messages are to be sent again."""
 
@@ -54,8 +57,8 @@ ACCOUNT_STEPS: Final = 24
 """After how many steps the schedule is told what they cost; at the latest it is when the daemon is listened to."""
 
 MANY_PENDING: Final = 4
-"""To copy, to send, to listen: each call does one of them, so that none takes long; where more than this waits to be
-sent, or much time went by, all of them."""
+"""To copy, to send, to listen: each call does one of them, so that none takes long; where as many as this wait to be
+sent, or it was not listened to for long, all of them."""
 
 
 def attach(
@@ -105,27 +108,6 @@ def attach(
     return Emitter(None, Schedule({}, 1.0))
 
 
-def _guarded(call: Callable[..., None]) -> Callable[..., None]:
-    """Let nothing out of a call: it does nothing when off, or while another call is under way."""
-    name = call.__name__.lstrip("_")
-
-    @functools.wraps(call)
-    def guarded(self: Emitter, *arguments: Any, **named: Any) -> None:
-        if not self._on:
-            return
-        if not self._lock.acquire(blocking=False):
-            self.complaints.say(f"{name}:concurrent", "%s() was called while another call was under way", name)
-            return
-        try:
-            call(self, *arguments, **named)
-        except Exception as error:
-            self.complaints.failed(name, error)
-        finally:
-            self._lock.release()
-
-    return guarded
-
-
 class Emitter:
     """Watches one training process. Made by :func:`attach`; use it from one thread.
 
@@ -161,7 +143,7 @@ class Emitter:
         self._optimizer = optimizer
         self._turned = 0.0
         self._staged = False
-        self._steps = self._look_at = 0
+        self._steps = self._look_at = self._unheard_calls = 0
         self._own_seconds = self._in_kinds = self._accounted = 0.0
         self._link = Link(
             settings.endpoint,
@@ -177,8 +159,7 @@ class Emitter:
             self._quantizers.install(self._collector)
         self._link.introduce(self._hello(), time.monotonic())
         self._on = True
-        _switched_on.add(self)
-        _at_exit(self)
+        watch_process(self)
 
     def _find(self, model: torch.nn.Module) -> Any:
         from . import codebooks
@@ -287,7 +268,8 @@ class Emitter:
         """
         outbox = self._outbox
         pending, unheard = len(outbox), now - self._turned
-        much = ordinary.keeper.most == 1 or pending >= MANY_PENDING or unheard >= 1.5 * LISTEN_SECONDS
+        self._unheard_calls += unheard >= LISTEN_SECONDS
+        much = ordinary.keeper.most == 1 or pending >= MANY_PENDING or self._unheard_calls >= MOST_UNHEARD_CALLS
         if busy and not much:
             return
         due = ordinary.due(now)
@@ -328,7 +310,7 @@ class Emitter:
             ordinary.beside(entry)
         return len(large) > 0
 
-    @_guarded
+    @guarded
     def _step(
         self, step: int, losses: Any, codes: Any, original: Any, reconstructed: Any, mask: Any, grad_norm: Any, lr: Any
     ) -> None:
@@ -432,6 +414,7 @@ class Emitter:
     def _listen(self, now: float) -> None:
         """Take in what the daemon answered."""
         self._turned = now
+        self._unheard_calls = 0
         self._link.turn(now)
 
     def _account(self, now: float) -> None:
@@ -460,7 +443,7 @@ class Emitter:
         """
         return EvaluationPass(self, step, name, wait)
 
-    @_guarded
+    @guarded
     def _evaluate(self, call: Callable[..., None], *arguments: Any) -> None:
         self._copy_held()
         self._link.turn(time.monotonic())
@@ -511,14 +494,14 @@ class Emitter:
         self._flush(timeout, done)
         return bool(done and done[0])
 
-    @_guarded
+    @guarded
     def _flush(self, timeout: float, done: list[bool]) -> None:
         deadline = time.monotonic() + timeout
         self._copy_held()
         self._outbox.wait(time.monotonic, deadline)
         done.append(self._link.wait(time.monotonic, deadline))
 
-    @_guarded
+    @guarded
     def close(self, timeout: float = 2.0, reason: str = "close") -> None:
         """Say goodbye, wait at most ``timeout`` seconds for its acknowledgement, and let go of model and socket.
 
@@ -554,7 +537,7 @@ class Emitter:
         self._settle()
         return Pause(self)
 
-    @_guarded
+    @guarded
     def _settle(self) -> None:
         self._copy_held()
 
@@ -565,54 +548,6 @@ class Emitter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(reason="close" if kind is None else kind.__name__)
-
-
-class Pause:
-    """Holds an emitter still until :meth:`resume` or the end of the ``with`` block."""
-
-    def __init__(self, emitter: Emitter) -> None:
-        self._emitter: Emitter | None = emitter
-
-    def resume(self) -> None:
-        """Let the emitter go on; a second call does nothing."""
-        if self._emitter is not None:
-            self._emitter._paused -= 1
-            self._emitter._accounted = 0.0
-            self._emitter = None
-
-    def __enter__(self) -> Pause:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.resume()
-
-
-_switched_on: weakref.WeakSet[Emitter] = weakref.WeakSet()
-
-
-def _switch_off_in_child() -> None:
-    """Let a forked child be nobody's trainer: the socket and the session are its parent's."""
-    for emitter in _switched_on:
-        emitter._on = False
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_switch_off_in_child)
-
-
-def _at_exit(emitter: Emitter) -> None:
-    """Close at interpreter exit what was not closed; wait a little, and only for a daemon heard of just now."""
-    reference = weakref.ref(emitter)
-
-    def leave() -> None:
-        still_there = reference()
-        if still_there is not None and still_there._on:
-            heard = still_there._link.heard_within(3.0, time.monotonic())
-            still_there.close(0.5 if heard else 0.0, "exit")
-
-    atexit.register(leave)
 
 
 @functools.cache

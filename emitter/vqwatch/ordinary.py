@@ -14,14 +14,16 @@ import torch
 
 from . import schedule
 from .capture import aligned, item_of
-from .collect import GRADIENT_KEY, Entry
+from .entry import GRADIENT_KEY, Entry
 from .held import Held, Keeper, any_changed
+from .layout import BARE_BYTES, MOST_SCALARS, Extra
 from .routine import Arrays, Batch, Routine, Taken, look
-from .staging import BARE_BYTES, MOST_SCALARS, SMALL_SLOTS, Extra
+from .staging import SMALL_SLOTS
 from .wire import MAX_BUNDLED
 
 if TYPE_CHECKING:
-    from .collect import Build, Collector
+    from .collect import Collector
+    from .entry import Build
     from .outbox import Outbox
     from .schedule import Schedule
     from .staging import Staging

@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .backlog import Encode
-from .collect import CodesBuild, Entry
 from .complaints import Complaints
+from .entry import CodesBuild, Entry
 from .link import Link, Loan, Make
 from .routine import alike, arrays_of
 from .schedule import Schedule
 from .wire import Frame, Origin, encode_step, unpacked
 
 if TYPE_CHECKING:
-    from .collect import Arrived, Build
+    from .entry import Arrived, Build
     from .routine import Batch, Taken
 
 MOST_PENDING: Final = 256

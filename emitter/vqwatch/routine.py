@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import schedule
 from .capture import aligned
-from .collect import GRADIENT_KEY, energies, gradient_norms
+from .entry import GRADIENT_KEY, energies, gradient_norms
 from .scalars import ENERGY, LOSS, NORM, RATE
 from .wire import MAX_STEPS
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from .capture import Item, Key
-    from .collect import Build, Entry
+    from .entry import Build, Entry
     from .held import Held
-    from .staging import Slot
+    from .slots import Slot
     from .wire import Tensor
 
 MOST_TOLD: Final = 512

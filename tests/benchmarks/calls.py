@@ -71,7 +71,7 @@ class Spans:
 
 def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
     """Wrap what tells calls apart, and with ``inner`` what they are made of."""
-    from vqwatch import backlog, collect, emitter, held, link, ordinary, outbox, routine, staging
+    from vqwatch import backlog, collect, emitter, entry, held, layout, link, ordinary, outbox, routine, slots, staging
     from vqwatch.codebooks import QuantizerLayer
 
     # Gradients are among those that most calls ask for nothing.
@@ -85,11 +85,11 @@ def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
         for owner, method in (
             (held.Keeper, "keep"), (held.Held, "look"), (held, "any_changed"), (routine.Routine, "fits"),
             (ordinary.Ordinary, "_copy_together"), (collect.Collector, "take_clusters"), (QuantizerLayer, "read"),
-            (staging.Slot, "copy"), (staging.Staging, "free_small"), (outbox.Outbox, "_send_batch"),
+            (slots.Slot, "copy"), (staging.Staging, "free_small"), (outbox.Outbox, "_send_batch"),
             (link.Link, "together"), (link.Link, "_send"), (link, "bundle"), (outbox, "encode_step"),
-            (collect.CodesBuild, "together"), (backlog.Backlog, "add"), (backlog.Backlog, "acknowledge"),
+            (entry.CodesBuild, "together"), (backlog.Backlog, "add"), (backlog.Backlog, "acknowledge"),
             (emitter.Emitter, "_expect"), (emitter.Emitter, "_go_on"), (emitter.Emitter, "_take_beside"),
-            (staging._Layout, "__init__"), (routine.Routine, "fits_all"), (type(watch._capture), "stage"),
+            (layout.Layout, "__init__"), (routine.Routine, "fits_all"), (type(watch._capture), "stage"),
         ):  # fmt: skip
             spans.wrap(owner, method, f"  {method.removeprefix('_')}")
 
@@ -188,10 +188,10 @@ def on_the_host(stack: ExitStack) -> Size:
     sys.path.insert(0, folder)
     torch.set_num_threads(1)
     torch.cuda.synchronize = lambda *_: None
-    from vqwatch import staging
+    from vqwatch import layout, slots
 
-    staging._foreach_copy = lambda *_, **__: None
-    staging._turned = lambda *_: None
+    slots._foreach_copy = lambda *_, **__: None
+    layout._turned = lambda *_: None
     return Size("host", 2, 256, 2, 64)
 
 

@@ -12,7 +12,7 @@ import torch
 from tests.emitter.core.hand import Model, Peer, array, settle
 
 import vqwatch
-from vqwatch.collect import Entry
+from vqwatch.entry import Entry
 from vqwatch.held import Held, Keeper
 from vqwatch.routine import Routine
 from vqwatch.scalars import LOSS, RATE

@@ -17,7 +17,8 @@ from tests.emitter.core.hand import Peer, array, settle
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vqwatch
-from vqwatch.staging import Slot, Staging
+from vqwatch.slots import Slot
+from vqwatch.staging import Staging
 
 Attach = Callable[..., vqwatch.Emitter]
 

@@ -1,0 +1,267 @@
+"""The memory that steps are copied to on their way to the host, and the events that tell how far. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from . import schedule
+from .capture import Item, Key
+from .layout import BARE_BYTES, MOST_SCALARS, START, Arrays, Extra, Layout
+from .link import Loan
+from .wire import Frame, Tensor
+
+if TYPE_CHECKING:
+    from .staging import Staging
+
+MOST_ALIKE: Final = schedule.MOST_TOGETHER + 1
+"""Steps copied together, at most as a rule: one that is busy with other things leaves the copying to the next."""
+
+_MOST_LAYOUTS: Final = 32
+_make_event: Callable[[], Any] = torch.cuda.Event
+_foreach_copy: Callable[..., Any] = torch._foreach_copy_
+# torch.no_grad() without its Python.
+_set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
+# Event.record without its Python; a build without CUDA lacks it.
+_record: Callable[..., Any] = getattr(torch._C._CudaEventBase, "record", torch.cuda.Event.record)
+
+
+class Slot:
+    """Memory for the steps copied together, and the events that tell where it is on its way.
+
+    ``users`` counts the steps in it that are not sent yet. ``mapped`` says that the device writes to the host's memory.
+    """
+
+    def __init__(self, staging: Staging, mapped: bool) -> None:
+        self._staging = staging
+        self.mapped = mapped
+        self.capacity = 0
+        self.users = 0
+        self._on_its_way = True
+        self._filled = _make_event()
+        self._arrived = _make_event()
+        self._loans: list[Loan] = []
+        self._layouts: dict[Any, Layout] = {}
+        self._layout: Layout  # of what was copied last,
+        self._extras: list[tuple[int, Layout]] = []  # what lies behind it,
+        self._last: Layout  # and the last of all
+
+    @property
+    def free(self) -> bool:
+        """Return whether nothing under way refers to this slot's memory."""
+        if self.users:
+            return False
+        if self._loans:
+            self._loans = [loan for loan in self._loans if loan() is not None]
+        return not self._loans
+
+    def allocate(self, capacity: int, device: torch.device) -> None:
+        """Give the slot memory of this many bytes, or raise RuntimeError and leave it as it was."""
+        with torch.inference_mode(False):
+            host = torch.empty(capacity, dtype=torch.uint8, pin_memory=True)
+            if self.mapped:
+                self.device = torch.as_tensor(_Mapped(host), device=device)
+            else:
+                self.device = torch.empty(capacity, dtype=torch.uint8, device=device)
+            self.host = host
+            self.scalar_views = list(self.device[: 4 * MOST_SCALARS].view(torch.float32).unbind(0))
+            self._numbers = self.host[: 4 * MOST_SCALARS].view(torch.float32).numpy()
+        self.memory = self.host.numpy().data
+        self.capacity = capacity
+        self._layouts.clear()
+
+    def copy(
+        self, numbers: Sequence[torch.Tensor], items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any
+    ) -> None:
+        """Enqueue copies of one step; nothing is waited for. ``plan`` tells apart what is laid out otherwise.
+
+        ``numbers`` go to the slot's first places, ``sources`` are those of its items.
+        """
+        layout = self._layouts.get(plan)
+        if layout is None:
+            layout = self.lay_out_one(items, sources, plan)
+        self._enqueue(layout, numbers, sources, ())
+
+    def lay_out_one(self, items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any) -> Layout:
+        """Work out where the arrays of one step lie."""
+        return self._learn(plan, Layout(self, START, [items], sources, self._staging.between))
+
+    def copy_alike(
+        self,
+        numbers: Sequence[torch.Tensor],
+        arrays: Arrays | None,
+        count: int,
+        sources: Sequence[torch.Tensor],
+        extras: Sequence[Extra],
+    ) -> None:
+        """Enqueue copies of several steps, ``count`` of which have arrays, one like the other: a part for each."""
+        layout = self._layouts.get((arrays, count)) or self.lay_out(arrays, count, sources)
+        self._enqueue(layout, numbers, sources, extras)
+
+    def lay_out(self, arrays: Arrays | None, count: int, sources: Sequence[torch.Tensor]) -> Layout:
+        """Work out where arrays of this kind lie: for as many as there is room for, so that few look like most."""
+        if arrays is None or count == 0:
+            return self._learn((arrays, count), Layout(self, START, (), (), self._staging.between))
+        run = self._layouts.get(arrays)
+        if run is None:
+            most = max(count, min(MOST_ALIKE, (self.capacity - BARE_BYTES) // arrays.nbytes))
+            one = sources[: len(sources) // count]
+            run = Layout(self, START, [arrays.items] * most, [*one] * most, self._staging.between)
+            self._learn(arrays, run)
+        if count > len(run.tensors):
+            run = Layout(self, START, [arrays.items] * count, sources, self._staging.between)
+        return self._learn((arrays, count), run.first(count, self))
+
+    def _learn(self, plan: Any, layout: Layout) -> Layout:
+        if len(self._layouts) >= _MOST_LAYOUTS:
+            self._layouts.clear()
+        self._layouts[plan] = layout
+        return layout
+
+    def _enqueue(
+        self,
+        layout: Layout,
+        numbers: Sequence[torch.Tensor],
+        sources: Sequence[torch.Tensor],
+        extras: Sequence[Extra],
+    ) -> None:
+        self._layout = self._last = layout
+        self._extras = []
+        copies: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        if numbers:
+            _add_numbers(copies, self.scalar_views, numbers)
+        for dtypes, (into, of) in layout.groups.items():
+            _add(copies, dtypes, into, [sources[index] for index in of])
+        for extra in extras:
+            self._last = self._behind(layout, self._last.end, extra)
+            self._extras.append((extra.owner, self._last))
+            for dtypes, (into, of) in self._last.groups.items():
+                _add(copies, dtypes, into, [extra.sources[index] for index in of])
+        enabled = torch.is_grad_enabled()
+        _set_grad_enabled(False)
+        try:
+            for into, found in copies.values():
+                if len(into) == 1:
+                    into[0].copy_(found[0], non_blocking=True)
+                else:
+                    _foreach_copy(into, found, non_blocking=True)
+            if layout.turned is not None:
+                layout.turned[0].copy_(layout.turned[1], non_blocking=True)
+        finally:
+            _set_grad_enabled(enabled)
+        _record(self._arrived if self.mapped else self._filled, self._staging.current_stream())
+        self._on_its_way = self.mapped
+
+    def _behind(self, layout: Layout, at: int, extra: Extra) -> Layout:
+        """Return how an extra lies behind what is laid out."""
+        found = layout.extras.get((extra.plan, at))
+        if found is None:
+            if len(layout.extras) >= _MOST_LAYOUTS:
+                layout.extras.clear()
+            found = Layout(self, at, [extra.items], extra.sources, self._staging.between)
+            layout.extras[extra.plan, at] = found
+        return found
+
+    def _fetch(self) -> None:
+        """Begin the copy from the device to the host."""
+        side = self._staging.side
+        with torch.no_grad(), torch.cuda.stream(side):
+            self._filled.wait(side)
+            self._last.host.copy_(self._last.device, non_blocking=True)
+            self._arrived.record(side)
+        self._on_its_way = True
+
+    @property
+    def data(self) -> memoryview:
+        """Return host memory: the head of a message, the arrays of all parts, once arrived, and :attr:`spare` bytes."""
+        return self._last.data
+
+    @property
+    def spare(self) -> int:
+        """Return how many bytes at the end of :attr:`data` hold nothing: these and the head may be written to."""
+        return self._last.spare
+
+    def place(self, data: Frame) -> tuple[int, int]:
+        """Return where in :attr:`data` an array of :meth:`tensors` lies: its offset behind the head, and its size."""
+        name = id(data)
+        found = self._layout.places.get(name)
+        for _, extra in self._extras:
+            found = found or extra.places.get(name)
+        assert found is not None
+        return found
+
+    def knows(self, plan: Any) -> bool:
+        """Return whether what this plan stands for was laid out here."""
+        return plan in self._layouts
+
+    def forget(self) -> None:
+        """Forget how anything was laid out here."""
+        self._layouts.clear()
+
+    def tensors(self, part: int) -> dict[Key, Tensor]:
+        """Return the arrays of one part in host memory, once arrived."""
+        return self._layout.tensors[part]
+
+    def extras(self) -> Iterator[tuple[int, dict[Key, Tensor]]]:
+        """Yield the extras, each with its owner, once arrived."""
+        return ((owner, extra.tensors[0]) for owner, extra in self._extras)
+
+    @property
+    def arrived(self) -> bool:
+        """Return whether everything has arrived in host memory. Does not wait.
+
+        The first look at a large slot begins its copy to the host: in a later call than the one that filled it.
+        """
+        if not self._on_its_way:
+            self._fetch()
+        return bool(self._arrived.query())
+
+    def numbers(self, at: int, count: int) -> list[float]:
+        """Return some of the numbers, once arrived."""
+        values: list[float] = self._numbers[at : at + count].tolist()
+        return values
+
+    def release(self, loans: list[Loan]) -> None:
+        """Let go of the slot for one of its steps: it is used again when all have, and libzmq is done with these."""
+        self._loans += loans
+        self.users -= 1
+
+
+_Copies = dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]]
+"""For each pair of dtypes what to copy into, and from."""
+
+
+def _add(copies: _Copies, dtypes: Any, into: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    if dtypes in copies:
+        before = copies[dtypes]
+        into, sources = before[0] + into, before[1] + sources
+    copies[dtypes] = into, sources
+
+
+def _add_numbers(copies: _Copies, views: list[torch.Tensor], numbers: Sequence[torch.Tensor]) -> None:
+    dtypes = [number.dtype for number in numbers]
+    if dtypes.count(dtypes[0]) == len(dtypes):
+        copies[dtypes[0], torch.float32] = views[: len(numbers)], [*numbers]
+        return
+    for dtype, view, number in zip(dtypes, views, numbers, strict=False):
+        _add(copies, (dtype, torch.float32), [view], [number])
+
+
+class _Mapped:
+    """Shows pinned host memory, which has the same address on the device, as device memory."""
+
+    def __init__(self, host: torch.Tensor) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (host.numel(),), "typestr": "|u1", "data": (host.data_ptr(), False), "strides": None, "version": 3,
+        }  # fmt: skip
+
+
+def can_map(device: torch.device) -> bool:
+    """Return whether pinned memory can be written to from the device at its own address."""
+    try:
+        host = torch.empty(64, dtype=torch.uint8, pin_memory=True)
+        return torch.as_tensor(_Mapped(host), device=device).data_ptr() == host.data_ptr()
+    except (RuntimeError, TypeError, ValueError):
+        return False
