@@ -47,7 +47,7 @@ _log = logging.getLogger("vqwatch")
 LISTEN_SECONDS: Final = 1.5
 """How often a training on a device listens to the daemon, which answers once a second where all is well."""
 
-MOST_UNHEARD_CALLS: Final = 8
+MOST_UNHEARD_CALLS: Final = 4
 """Calls that may find something else to do when it is time to listen."""
 
 CATCH_UP_SECONDS: Final = 0.05

@@ -11,9 +11,10 @@ import zmq
 from tests.emitter.core.hand import Peer, array, until
 
 from vqwatch.backlog import Backlog
-from vqwatch.emitter import LISTEN_SECONDS
+from vqwatch.emitter import LISTEN_SECONDS, MOST_UNHEARD_CALLS
 from vqwatch.link import PATIENCE_SECONDS, Link
 from vqwatch.settings import Keys
+from vqwatch.schedule import SLOW_STEP_SECONDS
 from vqwatch.wire import (
     Ack,
     Codes,
@@ -192,7 +193,7 @@ def test_a_silent_daemon_is_asked_again_by_the_oldest_message_ever_more_seldom(l
 
 
 def test_the_patience_outlasts_a_turn_of_the_daemon_and_one_of_the_training() -> None:
-    assert PATIENCE_SECONDS > TICK_SECONDS + 1.5 * LISTEN_SECONDS
+    assert PATIENCE_SECONDS > TICK_SECONDS + LISTEN_SECONDS + MOST_UNHEARD_CALLS * SLOW_STEP_SECONDS
 
 
 def test_an_answer_to_an_introduction_makes_nothing_come_again(
