@@ -13,8 +13,8 @@ from tests.emitter.core.hand import Peer, array, until
 from vqwatch.backlog import Backlog
 from vqwatch.emitter import LISTEN_SECONDS, MOST_UNHEARD_CALLS
 from vqwatch.link import PATIENCE_SECONDS, Link
-from vqwatch.settings import Keys
 from vqwatch.schedule import SLOW_STEP_SECONDS
+from vqwatch.settings import Keys
 from vqwatch.wire import (
     Ack,
     Codes,
