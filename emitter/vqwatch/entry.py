@@ -75,6 +75,11 @@ class Entry:
         self.sources.extend(sources)
 
     @property
+    def on_host(self) -> bool:
+        """Return whether any of the arrays was on the host when it was given."""
+        return any([item.on_host for item in self.items])
+
+    @property
     def arrived(self) -> bool:
         """Return whether everything is on the host. Does not wait."""
         return self.slot is None or self.slot.arrived

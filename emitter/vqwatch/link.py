@@ -250,12 +250,12 @@ class Link:
                 number = numbers[kind] if kind in numbers else self.sent[kind]
                 try:
                     header, tensors = make(number + 1)
+                    made.append((header, [memory.place(tensor.data) for tensor in tensors]))
                 except Exception as error:  # the steps must arrive all the same
                     self._not_made(kind, error, count)
                     continue
                 numbers[kind] = number + count
                 ready.append(array)
-                made.append((header, [memory.place(tensor.data) for tensor in tensors]))
             arrays = ready
             loans = self._send_bundle(made, memory)
             if loans is not None:

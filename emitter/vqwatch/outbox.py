@@ -116,7 +116,7 @@ class Outbox:
             started = time.monotonic()
             make = _make(build, [entry])
             with contextlib.suppress(KeyError):  # one of its arrays was left out, and counted
-                if entry.alone and entry.slot is not None and len(entry.outgoing) == 1:  # all of it lies in the slot
+                if entry.alone and entry.slot is not None and not entry.on_host and len(entry.outgoing) == 1:
                     loans += self._link.together([], [(kind, make, 1)], entry.slot, now)
                 else:
                     loans += self._link.best_effort(kind, make) or ()

@@ -337,7 +337,7 @@ def is_still_while_a_graph_is_captured(peer: Peer) -> str:
 
 
 def takes_odd_inputs(peer: Peer) -> str:
-    """bf16, fp8, non-contiguous, sparse, host codes beside device losses: what can be sent is sent."""
+    """bf16, fp8, non-contiguous, sparse, some on the host and some on the device: what can be sent is sent."""
     watch = vqwatch.attach(endpoint=peer.endpoint, run="gpu", every=EVERYTHING, budget=float("inf"))
     peer.take(1000)
     x = torch.randn(2, 8, 16, device=CUDA)
@@ -355,6 +355,7 @@ def takes_odd_inputs(peer: Peer) -> str:
         },
         {"original": x.to_sparse(), "reconstructed": x},
         {"original": x, "reconstructed": x, "mask": torch.ones(3, device=CUDA)},
+        {"original": x.cpu().numpy(), "reconstructed": x},
     ]
     for step, case in enumerate(cases):
         watch.step(step, losses=loss, **case)
@@ -364,7 +365,7 @@ def takes_odd_inputs(peer: Peer) -> str:
     counts = {kind.__name__: len(peer.of(kind)) for kind in (Step, Codes, Reconstruction)}
     dropped = watch.dropped
     watch.close(0.0)
-    assert (counts["Step"], counts["Codes"]) == (len(cases), 3), (counts, dropped)
+    assert (counts["Step"], counts["Codes"], counts["Reconstruction"]) == (len(cases), 3, 4), (counts, dropped)
     return f"{counts}, dropped {dropped}"
 
 

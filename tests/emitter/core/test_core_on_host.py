@@ -11,7 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 
 TOLD = {
-    "takes_odd_inputs": "{'Step': 8, 'Codes': 3",
+    "takes_odd_inputs": "{'Step': 9, 'Codes': 3, 'Reconstruction': 4}",
     "delivers_what_the_tensors_held": "arrays equal, 30 steps in order",
     "delivers_ordinary_steps": "[120, 120, 8, 120, 120, 8]",
     "leaves_out_what_was_written_to": "codes that arrived, left out",
