@@ -77,7 +77,7 @@ class Entry:
     @property
     def on_host(self) -> bool:
         """Return whether any of the arrays was on the host when it was given."""
-        return any([item.on_host for item in self.items])
+        return any(item.on_host for item in self.items)
 
     @property
     def arrived(self) -> bool:
