@@ -35,6 +35,9 @@ PATIENCE_SECONDS: Final = 0.1
 TOGETHER_BYTES: Final = 4 << 20
 """What the arrays of steps copied together may take as sent; where one step alone needs more, it gets it."""
 
+LAID_OUT_KINDS: Final = 2
+"""Kinds of arrays that are laid out when they are met; of more, as where lengths differ, most never come again."""
+
 _is_capturing: Any = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)  # a build without CUDA lacks it
 
 _Ordered = tuple[Held, Routine, list[torch.Tensor]]
@@ -63,7 +66,7 @@ class Ordinary:
         self._general = general
         self._stream = staging.current_stream()
         self._routines: dict[Any, Routine] = {}
-        self._arrays: list[Arrays] = []
+        self._arrays: dict[Any, Arrays] = {}
         self._latest: list[Routine | None] = [None, None]  # without codes, and with them; no layers' norms
         self._beside: list[Entry] = []
         self._gradient_part = self._gradient_parts = 0
@@ -214,22 +217,12 @@ class Ordinary:
                     self._general(held)
 
     def _fitting(self, batch: list[_Ordered]) -> int:
-        """Return how many of the steps fit into one slot, at least one; those with arrays have them alike."""
-        start, most = BARE_BYTES, self._staging.small_bytes
-        kinds = {routine.arrays for _, routine, _ in batch} - {None}
-        size = start + len(batch) * max([arrays.nbytes for arrays in kinds if arrays is not None], default=0)
-        if len(kinds) <= 1 and size <= most and sum([len(given) for _, _, given in batch]) <= MOST_SCALARS:
-            return len(batch)
-        size, numbers = start, 0
-        arrays: Arrays | None = None
+        """Return how many of the steps fit into one slot, at least one."""
+        size, numbers, most = BARE_BYTES, 0, self._staging.small_bytes
         for count, (_, routine, given) in enumerate(batch):
+            if routine.arrays is not None:
+                size += routine.arrays.nbytes
             numbers += len(given)
-            found = routine.arrays
-            if found is not None:
-                size += found.nbytes
-                if arrays is not None and found is not arrays:
-                    return count
-                arrays = found
             if count and (size > most or numbers > MOST_SCALARS):
                 return count
         return len(batch)
@@ -240,9 +233,8 @@ class Ordinary:
         sources: list[torch.Tensor] = []
         steps: list[Taken] = []
         parts: list[Taken] = []
-        arrays: Arrays | None = None
         extras: list[Extra] = []
-        told: list[tuple[str, Build]] = []
+        told: Sequence[tuple[str, Build]] = ()
         if clusters:  # before all other extras, so that they always lie in the same place
             entry = Entry(chosen[-1][0].step)
             self._collector.take_clusters(entry)
@@ -250,13 +242,19 @@ class Ordinary:
                 looks = entry.plan or tuple([(item.key, item.shape, item.dtype, item.rows) for item in entry.items])
                 extras.append(Extra(len(chosen) - 1, entry.items, entry.sources, looks))
                 told = entry.outgoing
+        kinds = [routine.arrays for _, routine, _ in chosen if routine.arrays is not None]
+        common = max(set(kinds), key=kinds.count, default=None)
         for held, routine, given in chosen:
             taken = Taken(held, routine, len(numbers))
             numbers += given
-            if routine.arrays is not None:
-                arrays = routine.arrays
-                sources += held.tensors[held.numbers : held.numbers + len(arrays.dtypes)]
-                parts.append(taken)
+            arrays = routine.arrays
+            if arrays is not None:
+                of_step = held.tensors[held.numbers : held.numbers + len(arrays.dtypes)]
+                if arrays is common:
+                    sources += of_step
+                    parts.append(taken)
+                else:
+                    extras.append(Extra(len(steps), arrays.items, of_step, arrays))
             if held.gradients is not None:
                 norms, taken.modules = held.gradients
                 item = item_of(GRADIENT_KEY, schedule.GRADIENTS, [norms], tuple(norms.shape), "f32")
@@ -264,12 +262,12 @@ class Ordinary:
             steps.append(taken)
         if told:
             steps[-1].outgoing = [*steps[-1].outgoing, *told]
-        size = BARE_BYTES + (0 if arrays is None else len(parts) * arrays.nbytes)
+        size = BARE_BYTES + (0 if common is None else len(parts) * common.nbytes)
         slot = self._staging.free_small(size + sum([aligned(item.nbytes) for extra in extras for item in extra.items]))
         if slot is None:
             return False
         with self._staging.on(self._stream):
-            slot.copy_alike(numbers, arrays, len(parts), sources, extras)
+            slot.copy_alike(numbers, common, len(parts), sources, extras)
         slot.users = 1
         self._outbox.add(Batch(slot, steps, parts, len(numbers), time.monotonic() - started))
         return True
@@ -292,12 +290,16 @@ class Ordinary:
             return
         self._routines[look(held, numbers, with_codes=True)] = routine
         arrays = routine.arrays
-        for known in self._arrays:
-            if known == arrays:
-                routine.arrays = known
-                return
-        self._arrays.append(arrays)
+        kind = arrays.items, arrays.outgoing, arrays.dtypes
+        known = self._arrays.get(kind)
+        if known is not None:
+            routine.arrays = known
+            return
+        self._arrays[kind] = arrays
         self._most_messages = max(self._most_messages, 1 + len(arrays.outgoing))
         self._most_bytes = max(self._most_bytes, arrays.nbytes)
         together = max(1, min(schedule.MOST_TOGETHER, TOGETHER_BYTES // arrays.nbytes))
-        self._staging.expect(arrays, together + 1, held.tensors[held.numbers : held.numbers + len(arrays.dtypes)])
+        self._staging.reserve(arrays, together + 1)
+        if len(self._arrays) <= LAID_OUT_KINDS:
+            sources = held.tensors[held.numbers : held.numbers + len(arrays.dtypes)]
+            self._staging.lay_out(arrays, together + 1, sources)

@@ -90,17 +90,16 @@ class Staging:
                 return slot
         return None
 
-    def expect(self, arrays: Arrays, most: int, sources: Sequence[torch.Tensor]) -> None:
-        """Let the small slots that are free hold arrays of so many steps like this one, if there is memory for it.
-
-        Those that are used first are laid out at once, which takes as long as several steps.
-        """
-        size = BARE_BYTES + most * arrays.nbytes + _SMALLEST
-        self._grow_others(self._small, 1 << (size - 1).bit_length())
+    def reserve(self, arrays: Arrays, most: int) -> None:
+        """Let the small slots that are free hold arrays of so many steps like this one, if there is memory for it."""
+        self._grow_others(self._small, 1 << (_room(arrays, most) - 1).bit_length())
         if any(item.turned for item in arrays.items):
             self.between(most * arrays.nbytes)
+
+    def lay_out(self, arrays: Arrays, most: int, sources: Sequence[torch.Tensor]) -> None:
+        """Lay out the small slots that are used first, for up to so many steps; it takes as long as some of them."""
         for slot in self._small[:LAID_OUT]:
-            if slot.free and slot.capacity >= size:
+            if slot.free and slot.capacity >= _room(arrays, most):
                 for count in range(1, most + 1):
                     slot.lay_out(arrays, count, [*sources] * count)
 
@@ -172,6 +171,11 @@ class Staging:
         self.small_bytes = max([small.capacity for small in self._small])
         if not slot.mapped:
             self.device_bytes += more
+
+
+def _room(arrays: Arrays, most: int) -> int:
+    """Return the bytes of a slot that holds arrays of so many steps, and some extras."""
+    return BARE_BYTES + most * arrays.nbytes + _SMALLEST
 
 
 def _free_slot(slots: list[Slot]) -> Slot:

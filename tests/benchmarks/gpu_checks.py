@@ -134,6 +134,21 @@ def delivers_ordinary_steps(peer: Peer) -> str:
     return f"codes, steps, steps copied together: {counts}"
 
 
+def delivers_steps_of_any_length(peer: Peer) -> str:
+    """Steps of three lengths in turns, then each of another: equal to copies, whatever lies beside them."""
+
+    def cut(step: int, out: dict[str, Any]) -> None:
+        frames = out["mask"].shape[1]
+        end = frames - (step % 3 if step < 60 else step % (frames // 2 + 1))
+        out.update(codes=out["codes"][:, :end].contiguous(), mask=out["mask"][:, :end].contiguous())
+
+    watch, wanted = _ordinary(peer, by_hook=False, then=lambda _: None, first=cut)
+    counts = _compare(peer, wanted)
+    assert counts == (120, 120), (counts, watch.dropped)
+    watch.close(0.0)
+    return f"codes, steps: {counts}"
+
+
 def leaves_out_what_was_written_to(peer: Peer) -> str:
     """A training that writes to what it gave: nothing wrong is sent, a few steps are counted, then nothing is lost."""
 
@@ -153,13 +168,19 @@ def leaves_out_what_was_written_to(peer: Peer) -> str:
     return f"codes that arrived, left out: {counts}"
 
 
-def _ordinary(peer: Peer, by_hook: bool, then: Callable[[dict[str, Any]], None]) -> tuple[vqwatch.Emitter, list[Any]]:
+def _ordinary(
+    peer: Peer,
+    by_hook: bool,
+    then: Callable[[dict[str, Any]], None],
+    first: Callable[[int, dict[str, Any]], None] = lambda _step, _out: None,
+) -> tuple[vqwatch.Emitter, list[Any]]:
     peer.messages.clear()
     training = Training(SIZES["launch-bound"], CUDA)
     watch = watched(peer, training, budget=float("inf"))
     wanted = []
     for step in range(120):
         out = training.step()
+        first(step, out)
         wanted.append(
             [out["codes"].clone(), out["mask"].clone(), out["losses"]["vq"].clone(), out["grad_norm"].clone()]
         )
@@ -414,6 +435,7 @@ def main() -> int:
     print(torch.__version__, torch.cuda.get_device_name(), zmq.zmq_version())
     checks: list[Callable[[Peer], str]] = [
         takes_odd_inputs, is_still_while_a_graph_is_captured, delivers_what_the_tensors_held, delivers_ordinary_steps,
+        delivers_steps_of_any_length,
         leaves_out_what_was_written_to, delivers_what_graphs_put_out, never_synchronises,
         allocates_nothing_after_warm_up, leaves_training_bit_identical,
     ]  # fmt: skip

@@ -14,6 +14,7 @@ TOLD = {
     "takes_odd_inputs": "{'Step': 9, 'Codes': 3, 'Reconstruction': 4}",
     "delivers_what_the_tensors_held": "arrays equal, 30 steps in order",
     "delivers_ordinary_steps": "[120, 120, 8, 120, 120, 8]",
+    "delivers_steps_of_any_length": "(120, 120)",
     "leaves_out_what_was_written_to": "codes that arrived, left out",
     "leaves_training_bit_identical": "48 tensors equal",
 }
