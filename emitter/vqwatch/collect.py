@@ -270,7 +270,7 @@ class Collector:
             (name, field, None if value is None else (value.shape, value.dtype, value.device))
             for name, field, value in found
         ]
-        if known is not None and known.looks == looks and not entry.items:
+        if known is not None and known.places is None and known.looks == looks and not entry.items:
             entry.items, entry.outgoing, entry.plan = known.items, known.outgoing, known
             entry.sources = [value.detach() for _, _, value in found]
             return
@@ -286,7 +286,7 @@ class Collector:
         if keys:
             entry.outgoing.append(("codebooks", CodebooksBuild(self._origin, keys)))
         if before == 0 and len(keys) == len(found) and not any(item.on_host for item in entry.items):
-            known = self._snapshots[fields, len(self._latents)] = Snapshot(looks, entry.items, entry.outgoing)
+            known = self._snapshots[fields, len(self._latents)] = Snapshot(looks, [*entry.items], [*entry.outgoing])
             sources = known.remember({layer.info.name: layer for layer in self._layers}, self._latents)
             if sources is not None:
                 entry.items, entry.plan, entry.sources = known.items, known, sources

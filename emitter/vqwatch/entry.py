@@ -79,11 +79,6 @@ class Entry:
         """Return whether any of the arrays was on the host when it was given."""
         return any(item.on_host for item in self.items)
 
-    @property
-    def arrived(self) -> bool:
-        """Return whether everything is on the host. Does not wait."""
-        return self.slot is None or self.slot.arrived
-
     def resolve(self) -> None:
         """Take in what has arrived."""
         scalars = self.scalars

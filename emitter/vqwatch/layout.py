@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import torch
 
@@ -33,18 +33,6 @@ Groups: TypeAlias = dict[tuple[torch.dtype, torch.dtype], tuple[list[torch.Tenso
 
 Between: TypeAlias = Callable[[int], torch.Tensor | None]
 """Gives device memory of so many bytes for what is copied twice, or None."""
-
-
-class Arrays(Protocol):
-    """The arrays of one step, as many others have them too; known by identity."""
-
-    @property
-    def items(self) -> Sequence[Item]:
-        """Return what they are."""
-
-    @property
-    def nbytes(self) -> int:
-        """Return the bytes that they take in a slot."""
 
 
 class Extra(NamedTuple):

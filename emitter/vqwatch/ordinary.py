@@ -277,7 +277,7 @@ class Ordinary:
         stream = self._staging.current_stream()
         if stream is not self._stream:
             self._stream = stream
-            self._staging.another_stream()
+            self._staging.forget_between()
         if len(self._routines) >= MOST_ROUTINES:
             self._routines.clear()
             self._arrays.clear()

@@ -51,11 +51,6 @@ class Outbox:
             return
         self._pending.append(entry)
 
-    @property
-    def arrived(self) -> bool:
-        """Return whether the oldest can be sent."""
-        return bool(self._pending) and self._pending[0].arrived
-
     def send(self, now: float, at_most: int = MOST_PENDING) -> float:
         """Send, in order, what has arrived; return the seconds that went to arrays."""
         spent = 0.0

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 MOST_TOLD: Final = 512
 """Numbers in a message that tells several steps at most, so that with their names they always fit into its header."""
 
-
 _NO_AXES: Final[Any] = ()
 
 
@@ -38,11 +37,11 @@ def look(held: Held, numbers: Sequence[torch.Tensor], with_codes: bool) -> Any:
     return held.names, tuple(types), tuple(dtypes), tuple(held.norms), *(none if with_codes else none[:1]), *arrays
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arrays:
     """The codes of a step, and its mask: from what they are taken, and how they are told.
 
-    One object stands for all that are equal, so that it can be known by identity.
+    One object stands for all that are alike, and is known by identity.
     """
 
     items: tuple[Item, ...]
@@ -53,8 +52,6 @@ class Arrays:
     def nbytes(self) -> int:
         """Return the bytes that they take in a slot."""
         return sum(aligned(item.nbytes) for item in self.items)
-
-    __hash__ = object.__hash__
 
 
 class Routine:
@@ -295,11 +292,6 @@ class Batch:
         self._parts = parts
         self._numbers = numbers
         self._seconds = seconds
-
-    @property
-    def arrived(self) -> bool:
-        """Return whether everything is on the host. Does not wait."""
-        return self.slot.arrived
 
     def resolve(self) -> list[float]:
         """Give each step its arrays, once arrived, and return the numbers of all."""

@@ -9,15 +9,19 @@ import torch
 
 from . import schedule
 from .capture import Item, Key
-from .layout import BARE_BYTES, MOST_SCALARS, START, Arrays, Extra, Layout
+from .layout import BARE_BYTES, MOST_SCALARS, START, Extra, Layout
 from .link import Loan
 from .wire import Frame, Tensor
 
 if TYPE_CHECKING:
+    from .routine import Arrays
     from .staging import Staging
 
 MOST_ALIKE: Final = schedule.MOST_TOGETHER + 1
 """Steps copied together, at most as a rule: one that is busy with other things leaves the copying to the next."""
+
+_Copies = dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]]
+"""For each pair of dtypes what to copy into, and from."""
 
 _MOST_LAYOUTS: Final = 32
 _make_event: Callable[[], Any] = torch.cuda.Event
@@ -129,7 +133,7 @@ class Slot:
     ) -> None:
         self._layout = self._last = layout
         self._extras = []
-        copies: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        copies: _Copies = {}
         if numbers:
             _add_numbers(copies, self.scalar_views, numbers)
         for dtypes, (into, of) in layout.groups.items():
@@ -184,12 +188,16 @@ class Slot:
         return self._last.spare
 
     def place(self, data: Frame) -> tuple[int, int]:
-        """Return where in :attr:`data` an array of :meth:`tensors` lies: its offset behind the head, and its size."""
+        """Return where in :attr:`data` an array of :meth:`tensors` lies: its offset behind the head, and its size.
+
+        Raises LookupError for one that lies elsewhere.
+        """
         name = id(data)
         found = self._layout.places.get(name)
         for _, extra in self._extras:
             found = found or extra.places.get(name)
-        assert found is not None
+        if found is None:
+            raise LookupError("a buffer that does not lie in this slot")
         return found
 
     def knows(self, plan: Any) -> bool:
@@ -227,10 +235,6 @@ class Slot:
         """Let go of the slot for one of its steps: it is used again when all have, and libzmq is done with these."""
         self._loans += loans
         self.users -= 1
-
-
-_Copies = dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]]
-"""For each pair of dtypes what to copy into, and from."""
 
 
 def _add(copies: _Copies, dtypes: Any, into: list[torch.Tensor], sources: list[torch.Tensor]) -> None:

@@ -16,7 +16,10 @@ _Place = tuple["QuantizerLayer", tuple[str, ...], Any, Any, Any]
 
 
 class Snapshot:
-    """How codebooks that looked like this were taken: it identifies the plan of their copies."""
+    """How codebooks that looked like this were taken: it identifies the plan of their copies.
+
+    ``places`` tells where their tensors are found again, None where they have to be read.
+    """
 
     __slots__ = ("items", "looks", "outgoing", "places")
 
@@ -51,7 +54,7 @@ class Snapshot:
             layer = layers[name]
             names = () if field == "latents" else layer.place(field)
             value = None if names is None else layer.at(names) if names else latents.get(name)
-            if names is None or value is None:
+            if names is None or value is None or value.requires_grad:
                 return None
             places.append((layer, names, value.shape, value.dtype, value.device))
             found.append(value)

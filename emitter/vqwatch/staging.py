@@ -17,15 +17,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from . import schedule
 from .arrays import Refused
 from .capture import Item, aligned
-from .layout import BARE_BYTES, MOST_SCALARS, Arrays
+from .layout import BARE_BYTES, MOST_SCALARS
 from .slots import Slot, can_map
+
+if TYPE_CHECKING:
+    from .routine import Arrays
 
 SMALL_SLOTS: Final = 12
 LARGE_SLOTS: Final = 3
@@ -106,14 +109,14 @@ class Staging:
     def between(self, size: int) -> torch.Tensor | None:
         """Return device memory of this many bytes for what is copied twice, or None where there is none left.
 
-        All of one stream use it, one after the other; see :meth:`another_stream`.
+        All of one stream use it, one after the other; see :meth:`forget_between`.
         """
         memory = self._between
         if memory is None or memory.numel() < size:
             more = size - (0 if memory is None else memory.numel())
             if self.device_bytes + more > self._most_bytes:
                 return None
-            self._forget_between()
+            self.forget_between()
             with torch.inference_mode(False):
                 try:
                     self._between = torch.empty(size, dtype=torch.uint8, device=self._device)
@@ -122,11 +125,8 @@ class Staging:
             self.device_bytes += size
         return self._between
 
-    def another_stream(self) -> None:
-        """Share no memory between what was copied on one stream and what will be on another."""
-        self._forget_between()
-
-    def _forget_between(self) -> None:
+    def forget_between(self) -> None:
+        """Have no memory between any more: what is copied on another stream must not use that of this one."""
         if self._between is not None:
             self.device_bytes -= self._between.numel()
             self._between = None

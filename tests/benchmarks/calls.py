@@ -74,7 +74,6 @@ def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
     from vqwatch import backlog, collect, emitter, entry, held, layout, link, ordinary, outbox, routine, slots, staging
     from vqwatch.codebooks import QuantizerLayer
 
-    # Gradients are among those that most calls ask for nothing.
     for owner, method, name in (
         (ordinary.Ordinary, "copy", "copy"), (outbox.Outbox, "send", "send"), (emitter.Emitter, "_listen", "listen"),
         (emitter.Emitter, "_account", "account"), (collect.Collector, "gradient_norms", "gradients"),
@@ -85,13 +84,13 @@ def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
         for owner, method in (
             (held.Keeper, "keep"), (held.Held, "look"), (held, "any_changed"), (routine.Routine, "fits"),
             (ordinary.Ordinary, "_copy_together"), (collect.Collector, "take_clusters"), (QuantizerLayer, "read"),
-            (slots.Slot, "copy"), (staging.Staging, "free_small"), (outbox.Outbox, "_send_batch"),
+            (slots.Slot, "_enqueue"), (staging.Staging, "free_small"), (outbox.Outbox, "_send_batch"),
             (link.Link, "together"), (link.Link, "_send"), (link, "bundle"), (outbox, "encode_step"),
             (entry.CodesBuild, "together"), (backlog.Backlog, "add"), (backlog.Backlog, "acknowledge"),
             (emitter.Emitter, "_expect"), (emitter.Emitter, "_go_on"), (emitter.Emitter, "_take_beside"),
             (layout.Layout, "__init__"), (routine.Routine, "fits_all"), (type(watch._capture), "stage"),
         ):  # fmt: skip
-            spans.wrap(owner, method, f"  {method.removeprefix('_')}")
+            spans.wrap(owner, method, f"  {owner.__name__.rpartition('.')[2]}.{method}")
 
 
 Call = tuple[str, float, list[tuple[str, float]]]
@@ -177,7 +176,7 @@ def inside(calls: Sequence[Call]) -> str:
 
 
 def on_the_host(stack: ExitStack) -> Size:
-    """Let the host stand in for the device; return a training that suits it, with the codes of a large one."""
+    """Let the host stand in for the device; return a training that suits it."""
     sys.path.insert(0, str(HERE.parent / "emitter" / "core"))
     import on_host
 

@@ -149,6 +149,51 @@ def delivers_steps_of_any_length(peer: Peer) -> str:
     return f"codes, steps: {counts}"
 
 
+def finds_codebooks_again(peer: Peer) -> str:
+    """Cluster sizes that lie elsewhere than they did, as a tensor that is no buffer any more: told all the same."""
+    training = Training(SIZES["launch-bound"], CUDA)
+    watch = watched(peer, training, budget=float("inf"))
+    layer = training.model.layers[3]
+    wanted = {}
+    for step in range(120):
+        out = training.step()
+        if step == 60:
+            layer.__dict__["ema_cluster_size"] = layer._buffers.pop("ema_cluster_size")
+        wanted[step] = layer.ema_cluster_size.clone().cpu().numpy()
+        watch.step(step, **out)
+        peer.take()
+    watch.flush(0.2)
+    peer.take(200)
+    found = [(m.step, m.tensors["3", "cluster_size"]) for m in peer.of(Codebooks) if ("3", "cluster_size") in m.tensors]
+    for step, sizes in found:
+        assert np.array_equal(array(sizes, "<f4").reshape(-1), wanted[step]), step
+    late = sum(step >= 60 for step, _ in found)
+    assert min(late, len(found) - late) >= 5, ([step for step, _ in found], watch.dropped)
+    assert watch.dropped == {}, watch.dropped
+    watch.close(0.0)
+    return f"before and after: {len(found) - late} {late}"
+
+
+def tells_gradients_with_codebooks(peer: Peer) -> str:
+    """Codebooks that must be read, as sketches are, and gradients in the same step, taken the general way: both."""
+    training = Training(SIZES["launch-bound"], CUDA)
+    every = {"codes": 0, "codebooks": 3, "gradients": 3, "reconstruction": 0, "clusters": 0, "energies": 0}
+    watch = watched(peer, training, world_size=2, rank=0, every=every, budget=float("inf"))
+    for step in range(18):
+        watch.step(step, **training.step(), lr=0.5)
+        torch.cuda.synchronize()
+        peer.take()
+    watch.flush(0.2)
+    peer.take(200)
+    norms = [len(message.gradient_norms) for message in peer.of(Step) if message.gradient_norms]
+    books = [len(message.tensors) for message in peer.of(Codebooks)]
+    assert len(norms) == len(books) == 6, (norms, books, watch.dropped)
+    assert len(set(norms)) == len(set(books)) == 1, (norms, books, watch.dropped)
+    assert watch.dropped == {}, watch.dropped
+    watch.close(0.0)
+    return f"modules and tensors at each step: {norms[0]} {books[0]}"
+
+
 def leaves_out_what_was_written_to(peer: Peer) -> str:
     """A training that writes to what it gave: nothing wrong is sent, a few steps are counted, then nothing is lost."""
 
@@ -435,7 +480,7 @@ def main() -> int:
     print(torch.__version__, torch.cuda.get_device_name(), zmq.zmq_version())
     checks: list[Callable[[Peer], str]] = [
         takes_odd_inputs, is_still_while_a_graph_is_captured, delivers_what_the_tensors_held, delivers_ordinary_steps,
-        delivers_steps_of_any_length,
+        delivers_steps_of_any_length, finds_codebooks_again, tells_gradients_with_codebooks,
         leaves_out_what_was_written_to, delivers_what_graphs_put_out, never_synchronises,
         allocates_nothing_after_warm_up, leaves_training_bit_identical,
     ]  # fmt: skip
