@@ -134,11 +134,17 @@ class Story:
         if seen is None:
             summary = alert["annotations"].get("summary", "")
             seen = Seen(alert["name"], alert["severity"], where, summary, key[2], self.step, self.fault_at is not None)
+            for (name, place, _), before in self.alerts.items():
+                if (name, place) == key[:2] and before.resolved_at is None:  # it was, between two looks
+                    self._resolve(now, before, key[2])
             self.alerts[key] = seen
             self._tell(Event(now, self.step, "fired", seen.name, seen.severity, (where,)))
         if alert["state"] == "resolved" and seen.resolved_at is None:
-            seen.resolved_at = float(alert["resolved_at"] or now)
-            self._tell(Event(now, self.step, "resolved", seen.name, seen.severity, (where,)))
+            self._resolve(now, seen, float(alert["resolved_at"] or now))
+
+    def _resolve(self, now: float, seen: Seen, at: float) -> None:
+        seen.resolved_at = at
+        self._tell(Event(now, self.step, "resolved", seen.name, seen.severity, (seen.where,)))
 
     def _tell(self, event: Event) -> None:
         """Add an event, to one of the same look and the same name where there is one."""

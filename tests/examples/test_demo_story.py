@@ -78,6 +78,17 @@ def test_an_alert_that_fires_again_is_told_again() -> None:
     assert [event.kind for event in story.events if event.text == "VqA"] == ["fired", "resolved", "fired"]
 
 
+def test_an_alert_that_resolved_and_fired_again_between_two_looks_is_not_left_open() -> None:
+    again = alert("VqA", 3.5)
+    story = told((0, []), (100, []), (120, [alert("VqA", 2.0)]), (140, []), (160, [again]))
+    assert [(event.kind, event.step) for event in story.events if event.text == "VqA"] == [
+        ("fired", 120), ("resolved", 160), ("fired", 160),
+    ]  # fmt: skip
+    assert [seen.fired_at for seen in story.firing] == [3.5]
+    story.see(5.0, readings(180), [alert("VqA", 3.5, 4.5)])
+    assert verdict(story).good
+
+
 def test_layers_that_fire_together_are_one_line() -> None:
     story = told((120, [alert("VqA", 0.0, layer=str(layer)) for layer in range(8)]))
     text = line(story.events[-1], story).plain
