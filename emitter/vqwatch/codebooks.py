@@ -11,7 +11,7 @@ activation checkpointing repeats during the backward pass do not. Knows no socke
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +20,8 @@ from vqwatch.families import Adapter, bare, register, without_wrappers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from vqwatch.hooks import Hooked
 
 __all__ = ["Adapter", "QuantizerLayer", "Quantizers", "Tap", "find", "register"]
 
@@ -124,27 +126,48 @@ class QuantizerLayer:
 class Quantizers:
     """The quantizers of one model, in the order of its modules, named "0", "1", …
 
-    ``unknown`` holds the paths of modules that look like quantizers but match no adapter.
+    ``unknown`` holds the paths of modules that look like quantizers but match no adapter. ``listening`` tells what
+    :meth:`listen` was told last.
     """
 
     def __init__(self, layers: Sequence[QuantizerLayer], unknown: Sequence[str], sites: Sequence[Site]) -> None:
         self.layers = tuple(layers)
         self.unknown = tuple(unknown)
         self._sites = tuple(sites)
-        self._undo: list[Callable[[], None]] = []
+        self.listening = True
+        self._hooked: list[Hooked] = []
+        self._heard = self._silent = False
 
     def install(self, tap: Tap) -> None:
         """Tell ``tap`` of every assignment from now on. Under torch.compile: before the first compiled call."""
         from vqwatch import hooks
 
         self.remove()
-        for site in self._sites:
-            self._undo.append(hooks.install(site, tap))
+        self.listening, self._heard, self._silent = True, False, False
+        self._hooked = [hooks.Hooked(site, tap) for site in self._sites]
+
+    def listen(self, wanted: bool) -> None:
+        """Say whether the tap will want anything in the next forward pass; hooks are away meanwhile where they can be.
+
+        Where a pass that was wanted tells nothing, as that of a model compiled in between, they stay from then on.
+        """
+        self.listening = wanted
+        if not wanted and not self._silent:
+            heard = any(hooked.heard for hooked in self._hooked)
+            self._silent = self._heard and not heard
+            self._heard |= heard
+            if self._silent:
+                _log.warning(
+                    "vqwatch: no layer told its codes in a step that wanted them; where the model was compiled after "
+                    "its first watched step, torch.compiler.reset() lets it be compiled anew, with them"
+                )
+        for hooked in self._hooked:
+            hooked.listen(wanted or self._silent)
 
     def remove(self) -> None:
         """Leave the model as it was found."""
-        while self._undo:
-            self._undo.pop()()
+        while self._hooked:
+            self._hooked.pop().remove()
 
 
 @dataclass(frozen=True, eq=False, slots=True)

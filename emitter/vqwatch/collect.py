@@ -56,6 +56,7 @@ class Collector:
         self.wants_energies = self.wants_latents = True
         self.tap_seconds = 0.0
         self._origin = origin
+        self._quantizers = quantizers
         self._layers = quantizers.layers if quantizers is not None else ()
         self.layer_names = tuple(layer.info.name for layer in self._layers)
         self.codebook_size = max((layer.info.size for layer in self._layers), default=1 << 20)
@@ -115,6 +116,17 @@ class Collector:
         self.wants_energies = energies
         self.wants_latents = latents and self._leads
         self.wants_residuals = energies or self.wants_latents
+
+    @property
+    def listens_as_wanted(self) -> bool:
+        """Return whether hooks are in place if the next forward pass is to tell anything, and only then."""
+        quantizers = self._quantizers
+        return quantizers is None or quantizers.listening == (self.wants_codes or self.wants_residuals)
+
+    def listen(self) -> None:
+        """See to it that :attr:`listens_as_wanted`."""
+        if self._quantizers is not None:
+            self._try("quantizers", self._quantizers.listen, self.wants_codes or self.wants_residuals)
 
     # --- one step -----------------------------------------------------------------------------------------------------
 

@@ -92,6 +92,7 @@ class Held:
         """Have no numbers any more, or no arrays."""
         if numbers:
             self.names, self.values, self.norm, self.norms = (), [], None, {}
+            self.gradients = None  # some modules' only: without the norm of all, theirs would be taken for it
         if arrays:
             self.codes, self.tapped, self.mask = None, (), None
         self.look()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
+from torch.utils.hooks import RemovableHandle
 
 from vqwatch import traced
 
@@ -24,26 +25,56 @@ _log = logging.getLogger("vqwatch")
 _keys = itertools.count()
 
 
-def install(site: Site, tap: Tap) -> Callable[[], None]:
-    """Hook one site; return what takes the hook away."""
-    hook = _Hook(site, tap)
-    if site.adapter.methods != ("forward",):
-        for method in site.adapter.methods:
-            _wrapped(site.module, method).hooks.append(hook)
-    else:
-        handles = [site.module.register_forward_hook(hook, with_kwargs=True)]
-        if hook.shared and site.owner is not None:
-            handles.append(site.owner.register_forward_pre_hook(_Restart(hook)))
+class Hooked:
+    """The hooks on one site, from now until :meth:`remove`."""
 
-    def remove() -> None:
-        if site.adapter.methods == ("forward",):
-            for handle in handles:
-                handle.remove()
-        else:
+    def __init__(self, site: Site, tap: Tap) -> None:
+        self._site = site
+        self._hook = _Hook(site, tap)
+        self._handles: list[RemovableHandle] = []
+        self._by_method = site.adapter.methods != ("forward",)
+        if self._by_method:
             for method in site.adapter.methods:
-                _unwrap(site.module, method, hook)
+                _wrapped(site.module, method).hooks.append(self._hook)
+        else:
+            self._register()
 
-    return remove
+    def listen(self, wanted: bool) -> None:
+        """Take the hook away while nothing is ``wanted``, as a module that has one takes 7 µs longer to call.
+
+        It stays where it was compiled, as it would have to be compiled again, where it counts the calls of a shared
+        module, and where it stands for a method, which takes no longer.
+        """
+        if self._by_method or self._hook.shared or self._hook.noted.compiled:
+            wanted = True
+        if wanted and not self._handles and not self._by_method:
+            self._hook.noted.heard = False
+            self._register()
+        elif not wanted:
+            self._unregister()
+
+    @property
+    def heard(self) -> bool:
+        """Return whether the hook told anything since it was wanted last."""
+        return self._hook.noted.heard
+
+    def remove(self) -> None:
+        """Leave the module as it was found."""
+        if self._by_method:
+            for method in self._site.adapter.methods:
+                _unwrap(self._site.module, method, self._hook)
+        else:
+            self._unregister()
+
+    def _register(self) -> None:
+        site = self._site
+        self._handles = [site.module.register_forward_hook(self._hook, with_kwargs=True)]
+        if self._hook.shared and site.owner is not None:
+            self._handles.append(site.owner.register_forward_pre_hook(_Restart(self._hook)))
+
+    def _unregister(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
 
 
 def _wrapped(module: nn.Module, method: str) -> _Wrapped:
@@ -120,6 +151,12 @@ class Inert:
         return _make_nothing, ()
 
 
+class _Noted:
+    """What is known of a hook: whether it told anything since it was wanted last, and whether it was ever compiled."""
+
+    heard = compiled = False
+
+
 class _Hook(Inert):
     def __init__(self, site: Site, tap: Tap) -> None:
         self.site = site
@@ -128,11 +165,12 @@ class _Hook(Inert):
         self.calls = 0
         self.within = False
         self.failed = False
+        self.noted = _Noted()
         held = itertools.chain(site.module.buffers(), site.module.parameters())
         device = next((value.device for value in held), None)
         key = next(_keys)
         self.doors = [
-            traced.Door(key * 1000 + i, _Report(tap, layer), device or torch.device("cpu"))
+            traced.Door(key * 1000 + i, _Report(tap, layer, self.noted), device or torch.device("cpu"))
             for i, layer in enumerate(site.layers)
         ]
 
@@ -149,6 +187,7 @@ class _Hook(Inert):
             if torch.compiler.is_compiling():
                 self.trace(module, args, kwargs, output)
             elif not recomputing():
+                self.noted.heard = True
                 self.report(module, args, kwargs, output)
         except Exception:
             if not self.failed:
@@ -235,11 +274,13 @@ class _Hook(Inert):
 class _Report:
     """What comes out of a compiled region, told to the tap."""
 
-    def __init__(self, tap: Tap, layer: str) -> None:
+    def __init__(self, tap: Tap, layer: str, noted: _Noted) -> None:
         self.tap = tap
         self.layer = layer
+        self.noted = noted  # and not the hook, which must be gone as soon as it is removed
 
     def __call__(self, indices: Tensor, before: Tensor | None, after: Tensor | None) -> None:
+        self.noted.compiled = self.noted.heard = True
         tap = self.tap
         if not (tap.wants_codes or tap.wants_residuals) or recomputing():
             return

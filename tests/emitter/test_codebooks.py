@@ -140,6 +140,43 @@ def test_a_shared_quantizer_counts_its_layers_in_steps_that_want_nothing() -> No
     assert ear.layers == ["1", "2", "2"]
 
 
+def test_hooks_are_away_while_nothing_is_wanted_and_hear_again_when_something_is() -> None:
+    model, ear = Stack(Quantizer(), Quantizer()), Ear()
+    found = listening(model, ear)
+    for wanted in (True, False, False, True):
+        ear.wants_codes = wanted
+        found.listen(wanted)
+        ear.heard.clear()
+        model(torch.randn(2, 4))
+        assert ear.layers == (["0", "1"] if wanted else [])
+        assert [len(layer._forward_hooks) for layer in model.layers] == [int(wanted)] * 2
+    found.remove()
+    assert [len(layer._forward_hooks) for layer in model.layers] == [0, 0]
+
+
+def test_hooks_that_count_the_layers_of_a_shared_quantizer_stay() -> None:
+    shared = Quantizer()
+    model, ear = nn.ModuleList([shared, shared, shared]), Ear()
+    found = listening(model, ear)
+    for call, wanted in enumerate([False, True, True, False, False, True]):
+        ear.wants_codes = wanted
+        found.listen(wanted)
+        model[call % 3](torch.randn(2, 4))
+    assert ear.layers == ["1", "2", "2"]
+
+
+def test_hooks_that_are_wanted_and_told_nothing_stay_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    model, ear = Stack(Quantizer()), Ear()
+    found = listening(model, ear)
+    model(torch.randn(2, 4))
+    for _ in range(3):  # passes that no hook hears, as those of a model that was compiled meanwhile
+        found.listen(False)
+        found.listen(True)
+    found.listen(False)
+    assert [record.message.count("torch.compiler.reset()") for record in caplog.records] == [1]
+    assert len(model.layers[0]._forward_hooks) == 1
+
+
 def test_residuals_are_not_computed_in_steps_that_do_not_want_them() -> None:
     model, ear = Stack(Quantizer()), Ear(wants_residuals=False)
     listening(model, ear)

@@ -65,6 +65,7 @@ def test_a_watched_model_compiles_into_one_graph_once_whatever_is_sampled(record
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     for step in range(6):
         recorder.wants_residuals, recorder.wants_codes = step % 2 == 1, step % 3 != 2
+        found.listen(recorder.wants_residuals or recorder.wants_codes)
         recorder.assigned.clear()
         recorder.residuals.clear()
         loss, codes = compiled(torch.randn(4, 5, 6))
@@ -74,6 +75,19 @@ def test_a_watched_model_compiles_into_one_graph_once_whatever_is_sampled(record
             assert torch.equal(torch.stack([indices for _, indices in recorder.assigned], -1), codes)
         assert set(recorder.residuals) == ({"0", "1", "2"} if recorder.wants_residuals else set())
     assert counter.frame_count == 1
+
+
+def test_a_model_compiled_again_while_nothing_is_wanted_tells_what_is_wanted_later(recorder: Recorder) -> None:
+    model = Model()
+    found = codebooks.find(model)
+    found.install(recorder)
+    compiled = torch.compile(model)
+    for size, wanted in ((4, True), (4, False), (7, False), (7, True)):
+        recorder.wants_codes = wanted
+        found.listen(wanted)
+        recorder.assigned.clear()
+        compiled(torch.randn(size, 5, 6))[0].backward()
+        assert [layer for layer, _ in recorder.assigned] == (["0", "1", "2"] if wanted else [])
 
 
 def test_a_model_compiled_without_us_has_as_many_graphs() -> None:

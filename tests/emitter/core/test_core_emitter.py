@@ -103,6 +103,21 @@ def test_a_codebook_snapshot_is_the_codebook_of_its_step(attached: Attach, peer:
             assert np.array_equal(size[0], sizes[message.step][layer].numpy())
 
 
+def test_hooks_are_there_for_the_steps_that_want_them_only(attached: Attach, peer: Peer) -> None:
+    """Codes by argument, energies every third step; then codes by hook."""
+    loop = Loop()
+    watch = attached(loop.model, every={"codes": 1, "energies": 3, "codebooks": 0})
+    hooked = []
+    for step in range(12):
+        hooked.append(sum(len(layer._forward_hooks) for layer in loop.model.layers))
+        told = loop.step()
+        watch.step(step, losses=told["losses"], codes=told["codes"] if step < 8 else None)
+    settle(watch, peer)
+    assert hooked == [2, 0, 0, 2, 0, 0, 2, 0, 0, 2, 2, 2]
+    assert [message.step for message in peer.of("step") if message.residual_energy] == [0, 3, 6, 9]
+    assert [message.step for message in peer.of("codes")] == [*range(8), 9, 10, 11]
+
+
 def test_energies_are_the_mean_squared_norms_of_what_is_left(attached: Attach, peer: Peer) -> None:
     loop = Loop()
     watch = attached(loop.model, loop.optimizer, every=EVERYTHING)

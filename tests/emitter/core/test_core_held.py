@@ -90,6 +90,14 @@ def test_what_was_copied_is_let_go_of_a_step_a_call(keeper: Keeper) -> None:
         assert len(keeper.copied) == left
 
 
+def test_a_part_of_the_gradients_goes_with_the_norm_that_is_left_out(keeper: Keeper) -> None:
+    keep(keeper, 0, losses={"total": torch.tensor(1.0)}, grad_norm=torch.tensor(5.0))
+    held = only(keeper)
+    held.gradients = torch.tensor([3.0]), ["encoder"]
+    held.leave_out(numbers=True, arrays=False)
+    assert (held.norm, held.gradients) == (None, None)
+
+
 def test_a_loss_is_kept_without_the_graph_that_it_hangs_on(keeper: Keeper) -> None:
     loss = torch.ones(3, requires_grad=True).sum()
     assert keep(keeper, 0, losses={"total": loss})
