@@ -11,6 +11,7 @@ activation checkpointing repeats during the backward pass do not. Knows no socke
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -149,12 +150,12 @@ class Quantizers:
     def listen(self, wanted: bool) -> None:
         """Say whether the tap will want anything in the next forward pass; hooks are away meanwhile where they can be.
 
-        Where a pass that was wanted tells nothing, as that of a model compiled in between, they stay from then on.
+        Where a pass that was wanted tells nothing, and something was compiled in between, they stay from then on.
         """
         self.listening = wanted
         if not wanted and not self._silent:
             heard = any(hooked.heard for hooked in self._hooked)
-            self._silent = self._heard and not heard
+            self._silent = self._heard and not heard and _has_compiled()
             self._heard |= heard
             if self._silent:
                 _log.warning(
@@ -168,6 +169,12 @@ class Quantizers:
         """Leave the model as it was found."""
         while self._hooked:
             self._hooked.pop().remove()
+
+
+def _has_compiled() -> bool:
+    """Return whether torch.compile has compiled anything in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return bool(dynamo is not None and dynamo.counters.get("frames"))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

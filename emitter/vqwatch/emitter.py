@@ -91,6 +91,9 @@ def attach(
     :data:`vqwatch.schedule.DEFAULT_EVERY`, in steps, 0 for never. Leaving this machine by tcp needs ``server_key``
     (``VQWATCH_SERVER_KEY``), with the client's own ``key_file`` (``VQWATCH_KEY_FILE``) where the daemon asks for it.
 
+    With torch.compile, attach and compile before the first step: what is compiled later, while nothing is wanted of the
+    layers, tells neither their codes nor their energies (this is noticed, and logged).
+
     Never raises: settings that cannot be used are logged as errors, and the emitter then does nothing.
     """
     try:

@@ -90,6 +90,47 @@ def test_a_model_compiled_again_while_nothing_is_wanted_tells_what_is_wanted_lat
         assert [layer for layer, _ in recorder.assigned] == (["0", "1", "2"] if wanted else [])
 
 
+def test_a_model_compiled_while_nothing_is_wanted_is_noticed_and_heard_when_it_is_compiled_again(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Model()
+    found = codebooks.find(model)
+    found.install(recorder)
+
+    def heard(run: nn.Module, wanted: bool) -> int:
+        recorder.wants_codes = wanted
+        found.listen(wanted)
+        recorder.assigned.clear()
+        run(torch.randn(4, 5, 6))
+        return len(recorder.assigned)
+
+    assert [heard(model, True), heard(model, False)] == [3, 0]
+    compiled = torch.compile(model)
+    assert [heard(compiled, wanted) for wanted in (False, True, False, True, False)] == [0] * 5
+    said = [record.message for record in caplog.records if record.name == "vqwatch"]
+    assert len(said) == 1
+    assert "torch.compiler.reset()" in said[0]
+    torch.compiler.reset()
+    assert [heard(compiled, wanted) for wanted in (False, True)] == [0, 3]
+
+
+def test_a_layer_that_is_frozen_for_a_while_is_no_cause_for_a_warning(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch._dynamo.utils.counters.clear()
+    model = Model()
+    found = codebooks.find(model)
+    found.install(recorder)
+    for training in (True, False, True):
+        model.quantizer.train(training)
+        found.listen(True)
+        recorder.assigned.clear()
+        model(torch.randn(4, 5, 6))
+        found.listen(False)
+        assert len(recorder.assigned) == (3 if training else 0)
+    assert caplog.records == []
+
+
 def test_a_model_compiled_without_us_has_as_many_graphs() -> None:
     assert torch._dynamo.explain(Model())(torch.randn(4, 5, 6)).graph_break_count == 0
 
