@@ -117,16 +117,11 @@ class Collector:
         self.wants_latents = latents and self._leads
         self.wants_residuals = energies or self.wants_latents
 
-    @property
-    def listens_as_wanted(self) -> bool:
-        """Return whether hooks are in place if the next forward pass is to tell anything, and only then."""
-        quantizers = self._quantizers
-        return quantizers is None or quantizers.listening == (self.wants_codes or self.wants_residuals)
-
     def listen(self) -> None:
-        """See to it that :attr:`listens_as_wanted`."""
-        if self._quantizers is not None:
-            self._try("quantizers", self._quantizers.listen, self.wants_codes or self.wants_residuals)
+        """Have hooks in place if the next forward pass is to tell anything, and only then; call it at every step."""
+        quantizers, wanted = self._quantizers, self.wants_codes or self.wants_residuals
+        if quantizers is not None and quantizers.listening != wanted:
+            self._try("quantizers", quantizers.listen, wanted)
 
     # --- one step -----------------------------------------------------------------------------------------------------
 

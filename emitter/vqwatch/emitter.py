@@ -255,8 +255,7 @@ class Emitter:
             )
             if step + 1 >= self._look_at:
                 self._expect(step)
-            if not self._collector.listens_as_wanted:
-                self._collector.listen()
+            self._collector.listen()
             self._go_on(ordinary, now, beside)
             self._own_seconds += time.monotonic() - now
         except Exception as error:
@@ -350,8 +349,7 @@ class Emitter:
             self._ordinary = self._begin_ordinary()
         self._steps += 1
         self._expect(step)
-        if not self._collector.listens_as_wanted:
-            self._collector.listen()
+        self._collector.listen()
         self._staged = entry.slot is not None
         much = len(self._outbox) >= MANY_PENDING
         send = much or not self._staged
