@@ -9,7 +9,7 @@ header names; a bundle is several of them in one. ``WIRE.md`` beside this packag
 languages. Everything that cannot be read is one :class:`WireError`.
 """
 
-from .bundle import HEAD_BYTES, MAX_BUNDLED, MAX_INDEX_BYTES, Bundled, bundle, unbundle
+from .bundle import HEAD_BYTES, MAX_BUNDLED, MAX_INDEX_BYTES, Bundled, bundle, fill_in, unbundle
 from .decoding import decode, decode_each
 from .encoding import Header, Unpacked, encode, encode_step, header_of_codes, packed, unpacked
 from .endpoint import default_endpoint, socket_directory
@@ -54,6 +54,7 @@ from .messages import (
     Welcome,
     WireError,
 )
+from .stencil import Groups, Marks, Stencil
 
 __all__ = [
     "BEST_EFFORT",
@@ -89,12 +90,15 @@ __all__ = [
     "Evaluation",
     "Frame",
     "Goodbye",
+    "Groups",
     "Header",
     "Hello",
     "Layer",
+    "Marks",
     "Message",
     "Origin",
     "Reconstruction",
+    "Stencil",
     "Step",
     "Stop",
     "Tensor",
@@ -107,6 +111,7 @@ __all__ = [
     "default_endpoint",
     "encode",
     "encode_step",
+    "fill_in",
     "header_of_codes",
     "packed",
     "socket_directory",

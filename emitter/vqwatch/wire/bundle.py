@@ -18,6 +18,7 @@ import msgpack
 
 from .encoding import Header
 from .messages import MAX_HEADER_BYTES, MAX_TENSORS, Frame, WireError
+from .stencil import Groups, Stencil
 
 MAX_BUNDLED: Final = 64
 MAX_INDEX_BYTES: Final = 256 * 1024
@@ -65,6 +66,19 @@ def bundle(messages: Sequence[Bundled], memory: memoryview | None = None, spare:
         return [memory[: end + size]]
     finally:
         _indexer.reset()
+
+
+def fill_in(stencil: Stencil, numbers: Groups, memory: memoryview, spare: int) -> memoryview | None:
+    """Return what :func:`bundle` gives for such memory, with an index of this stencil, or None where it does not fit.
+
+    Raises struct.error and ValueError as :meth:`Stencil.fill` does.
+    """
+    if stencil.size > spare:
+        return None
+    end = len(memory) - spare
+    stencil.fill(memory, end, numbers)
+    _HEAD.pack_into(memory, 0, _IN_ONE, stencil.size, end)
+    return memory[: end + stencil.size]
 
 
 def _pack_both(header: Header, places: Sequence[tuple[int, int]]) -> bool:
