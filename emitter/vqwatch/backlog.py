@@ -17,7 +17,7 @@ Encode = Callable[[int, int], list[Frame]]
 
 @dataclass(slots=True)
 class Held:
-    """One message: its number, its frames, and how old the oldest held message was when they were made.
+    """One message: its number, its frames, if they were made, and the oldest number held when they were.
 
     Frames can stand for ``count`` messages with numbers from ``seq`` on, which come and go together.
     """
@@ -71,10 +71,7 @@ class Backlog:
         first = self.first
         frames = encode(self.following, first)
         size = len(frames[0]) if len(frames) == 1 else sum(memoryview(frame).nbytes for frame in frames)
-        self._held.append(Held(self.following, frames, size, first, encode, count))
-        self._count += count
-        self.following += count
-        self.size_bytes += size
+        self._hold(Held(self.following, frames, size, first, encode, count))
         pushed_out = 0
         while len(self._held) > 1 and (self._count > self._most_messages or self.size_bytes > self._most_bytes):
             pushed_out += self._drop_oldest()
@@ -82,9 +79,23 @@ class Backlog:
             self._encode_again_below = self.first
         return pushed_out
 
-    def room_for(self, size: int) -> bool:
-        """Return whether a message of this many bytes fits without pushing anything out."""
-        return self._count < self._most_messages and self.size_bytes + size <= self._most_bytes
+    def add_sent(self, size: int, encode: Encode, count: int) -> None:
+        """Number and hold what was sent already, in this many bytes, as the next ``count`` messages.
+
+        For where there was :meth:`room_for` it. It is encoded only if it must be sent again.
+        """
+        self._hold(Held(self.following, [], size, self.first, encode, count))
+        self._cursor += 1
+
+    def _hold(self, held: Held) -> None:
+        self._held.append(held)
+        self._count += held.count
+        self.following += held.count
+        self.size_bytes += held.size
+
+    def room_for(self, size: int, count: int = 1) -> bool:
+        """Return whether so many messages, of this many bytes in all, fit without pushing anything out."""
+        return self._count + count <= self._most_messages and self.size_bytes + size <= self._most_bytes
 
     def acknowledge(self, seq: int) -> int:
         """Let go of everything up to ``seq``; return how many messages that were."""
@@ -124,7 +135,7 @@ class Backlog:
         self._cursor = sum(held.seq + held.count <= seq for held in self._held)
 
     def _truthful(self, held: Held) -> Held:
-        if held.first < self._encode_again_below:
+        if not held.frames or held.first < self._encode_again_below:
             held.first = self.first
             held.frames = held.encode(held.seq, held.first)
         return held

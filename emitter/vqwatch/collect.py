@@ -116,9 +116,15 @@ class Collector:
         self.wants_energies = energies
         self.wants_latents = latents and self._leads
         self.wants_residuals = energies or self.wants_latents
+        self._listen()
 
-    def listen(self) -> None:
-        """Have hooks in place if the next forward pass is to tell anything, and only then; call it at every step."""
+    def want_codes(self, wanted: bool) -> None:
+        """Say whether the hooks of the next forward pass shall take codes."""
+        self.wants_codes = wanted
+        self._listen()
+
+    def _listen(self) -> None:
+        """Have hooks in place if the next forward pass is to tell anything, and only then."""
         quantizers, wanted = self._quantizers, self.wants_codes or self.wants_residuals
         if quantizers is not None and quantizers.listening != wanted:
             self._try("quantizers", quantizers.listen, wanted)
@@ -131,7 +137,7 @@ class Collector:
     ) -> None:  # fmt: skip
         """Fill the entry with what is due. ``kept`` tells of a step of which not everything was kept."""
         tapped, self.tapped = self.tapped, []
-        self.wants_codes = codes is None
+        self.want_codes(codes is None)
         rates = self._try("lr", learning_rates, self._optimizer, lr) or {}
         self._take_scalars(entry, losses, grad_norm, rates)
         checked_mask = self._try("mask", take, mask, "mask") if mask is not None else None

@@ -31,7 +31,7 @@ from .entry import Entry
 from .evaluation import EvaluationPass
 from .guest import Pause, guarded, watch_process
 from .link import Link
-from .outbox import MOST_PENDING, Outbox
+from .outbox import Outbox
 from .schedule import DEFAULT_EVERY, Schedule
 from .settings import Settings, SettingsError, resolve
 from .wire import MAX_INTEGER, Frame, Goodbye, Hello, Origin, encode
@@ -43,11 +43,12 @@ if TYPE_CHECKING:
     from .ordinary import Ordinary
 
 _log = logging.getLogger("vqwatch")
+_monotonic: Final = time.monotonic
 
 LISTEN_SECONDS: Final = 1.5
 """How often a training on a device listens to the daemon, which answers once a second where all is well."""
 
-MOST_UNHEARD_CALLS: Final = 4
+MOST_UNHEARD_CALLS: Final = 6
 """Calls that may find something else to do when it is time to listen."""
 
 CATCH_UP_SECONDS: Final = 0.05
@@ -56,7 +57,7 @@ CATCH_UP_SECONDS: Final = 0.05
 ACCOUNT_STEPS: Final = 24
 """After how many steps the schedule is told what they cost; at the latest it is when the daemon is listened to."""
 
-MANY_PENDING: Final = 4
+MANY_PENDING: Final = 8
 """To copy, to send, to listen: each call does one of them, so that none takes long; where as many as this wait to be
 sent, or it was not listened to for long, all of them."""
 
@@ -145,7 +146,7 @@ class Emitter:
         self._capture = Capture(settings.staging_bytes)
         self._optimizer = optimizer
         self._turned = 0.0
-        self._staged = False
+        self._staged = self._left = False
         self._steps = self._look_at = self._unheard_calls = 0
         self._own_seconds = self._in_kinds = self._accounted = 0.0
         self._link = Link(
@@ -223,7 +224,7 @@ class Emitter:
 
         Arrays may be torch tensors, numpy arrays or anything with ``__dlpack__``; of a DTensor this rank's part is
         sent, but no addend (give its ``full_tensor()``). What does not fit is left out, logged once and counted; the
-        rest is sent. CUDA tensors may be read up to eight steps later, in loops with less than 0.2 s a step: do not
+        rest is sent. CUDA tensors may be read up to sixteen steps later, in loops with less than 0.2 s a step: do not
         write to them after the call. What was written to is noticed, left out and counted as "overwritten", and from
         then on everything is read at once.
         """
@@ -238,9 +239,9 @@ class Emitter:
         self, step: int, losses: Any, codes: Any, original: Any, reconstructed: Any, mask: Any, grad_norm: Any
     ) -> bool:
         """Keep the step if it can be an ordinary one, and do what is due for those kept; return whether it was kept."""
-        if not self._on or self._paused or not self._lock.acquire(blocking=False):
+        if not self._on or self._paused or not self._lock.acquire(False):
             return False
-        now = time.monotonic()
+        now = _monotonic()
         try:
             ordinary, plan, link = self._ordinary, self._plan, self._link
             if ordinary is None or not link.writable:
@@ -255,9 +256,8 @@ class Emitter:
             )
             if step + 1 >= self._look_at:
                 self._expect(step)
-            self._collector.listen()
             self._go_on(ordinary, now, beside)
-            self._own_seconds += time.monotonic() - now
+            self._own_seconds += _monotonic() - now
         except Exception as error:
             self._ordinary = None
             self.complaints.failed("step", error)
@@ -268,27 +268,32 @@ class Emitter:
     def _go_on(self, ordinary: Ordinary, now: float, busy: bool) -> None:
         """Do what is due: copy what is kept, send what has arrived, take gradients, listen, account.
 
-        One a call, so that none takes long, and nothing where it was ``busy`` before; all of them where much is due.
+        One a call, so that none takes long, and nothing where it was ``busy``, unless the last one was too; all of them
+        where much is due.
         """
         outbox = self._outbox
-        pending, unheard = len(outbox), now - self._turned
+        pending, unheard = len(outbox.pending), now - self._turned
         self._unheard_calls += unheard >= LISTEN_SECONDS
         much = ordinary.keeper.most == 1 or pending >= MANY_PENDING or self._unheard_calls >= MOST_UNHEARD_CALLS
-        if busy and not much:
+        self._left = busy and not (much or self._left)
+        if self._left:
             return
         due = ordinary.due(now)
-        if ordinary.more_gradients and (much or not (due or pending)):
+        if ordinary.gradient_parts and (much or not (due or pending)):
             ordinary.take_gradients()
             if not much:
                 return
         if due:
-            ordinary.copy()
+            ordinary.copy(in_part=not much)
             if not much:
                 return
         if pending and not ordinary.capturing():
-            self._in_kinds += outbox.send(now, 1 if pending < MANY_PENDING else MOST_PENDING)
-            if len(outbox) < pending and not much:
-                return
+            seconds = outbox.send(now, in_part=pending < MANY_PENDING)
+            if seconds is not None:
+                self._in_kinds += seconds
+                ordinary.keeper.let_go()
+                if not much:
+                    return
         if unheard >= LISTEN_SECONDS:
             self._listen(now)
             self._account(now)
@@ -334,7 +339,7 @@ class Emitter:
         self._copy_held()
         if not self._staged or started - self._turned >= LISTEN_SECONDS:
             self._listen(started)
-            self._in_kinds += self._outbox.send(started)
+            self._in_kinds += self._outbox.send(started) or 0.0
         due = self._plan.due(step)
         if self._ordinary is not None:
             self._ordinary.keeper.last = step  # less than before where training went back to a checkpoint
@@ -349,14 +354,13 @@ class Emitter:
             self._ordinary = self._begin_ordinary()
         self._steps += 1
         self._expect(step)
-        self._collector.listen()
         self._staged = entry.slot is not None
-        much = len(self._outbox) >= MANY_PENDING
+        much = len(self._outbox.pending) >= MANY_PENDING
         send = much or not self._staged
         if much:
             self._listen(started)
         if send:
-            self._in_kinds += self._outbox.send(started)
+            self._in_kinds += self._outbox.send(started) or 0.0
         self._own_seconds += time.monotonic() - started
         if send:
             self._account(started)
@@ -365,13 +369,13 @@ class Emitter:
         """Take what is due of one step the general way."""
         self._collector.collect(entry, due, **given)
         self._in_kinds += sum(entry.costs.values())
-        self._capture.stage(entry, self.complaints, len(self._outbox) > 0)
+        self._capture.stage(entry, self.complaints, len(self._outbox.pending) > 0)
         self._outbox.add(entry)
 
     def _take_held(self, held: Held) -> None:
         """Take a step that was kept and is not like one before; learn how, for the next that is like it."""
         collector, ordinary = self._collector, self._ordinary
-        of_now = collector.tapped, collector.norms, collector.wants_codes
+        of_now, wanted = (collector.tapped, collector.norms), collector.wants_codes
         collector.tapped, collector.norms = list(held.tapped), dict(held.norms)
         try:
             due = self._plan.due(held.step) & kinds.ORDINARY
@@ -386,7 +390,8 @@ class Emitter:
             if entry.slot is not None and ordinary is not None:
                 ordinary.learn(entry, held, kinds.CODES in due and len(held.arrays) > (held.mask is not None))
         finally:
-            collector.tapped, collector.norms, collector.wants_codes = of_now
+            collector.tapped, collector.norms = of_now
+            collector.want_codes(wanted)
 
     def _begin_ordinary(self) -> Ordinary | None:
         from .ordinary import Ordinary

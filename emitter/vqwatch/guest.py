@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .arrays import Refused
+
 if TYPE_CHECKING:
     from .emitter import Emitter
 
@@ -28,6 +30,8 @@ def guarded(call: Callable[..., None]) -> Callable[..., None]:
             return
         try:
             call(self, *arguments, **named)
+        except Refused as error:
+            self.complaints.refused(name, error)
         except Exception as error:
             self.complaints.failed(name, error)
         finally:

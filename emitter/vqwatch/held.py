@@ -61,6 +61,11 @@ class Held:
         return found + [norm for norm, _ in self.norms.values()] if self.norms else found
 
     @property
+    def floats(self) -> list[float]:
+        """Return the losses that are floats."""
+        return [value for value in self.values if type(value) is float]
+
+    @property
     def arrays(self) -> list[torch.Tensor]:
         """Return codes and mask."""
         return self.tensors[self.numbers :]
@@ -116,23 +121,24 @@ class Held:
         self.look()
 
 
-def any_changed(steps: Sequence[Held]) -> bool:
-    """Return whether anything of some steps was written to since each was given."""
-    now = [tensor._version for held in steps for tensor in held.tensors]
-    return now != [version for held in steps for version in held.versions]
+def any_changed(steps: Sequence[Held], tensors: Sequence[torch.Tensor]) -> bool:
+    """Return whether any of the tensors of some steps was written to since its step was given."""
+    return [tensor._version for tensor in tensors] != [version for held in steps for version in held.versions]
 
 
 class Keeper:
     """Keeps up to ``most`` steps of one thread. ``since`` is when the oldest was given, monotonic seconds.
 
     ``at_once`` says that numbers are to be copied when they are given. ``numbers_reused`` and ``arrays_reused`` tell
-    whose memory was used again by the last step, as a place in ``held``: what that step holds is not to be believed.
-    ``copied`` are steps that nobody needs any more: to free five tensors of each takes long enough to do it one a call.
+    whose memory was used again by a later step, as places in ``held``: what these hold is not to be believed.
+    ``begun`` are the addresses of the arrays of steps that were taken, as long as those are not copied, and
+    ``begun_reused`` whose of them was used again. ``copied`` are steps that nobody needs any more: to free five tensors
+    of each takes so long that it is done in two calls, :meth:`let_go` and when others follow.
     """
 
     __slots__ = (
-        "_collector", "_groups", "_numbers", "_owner", "_places", "arrays_reused", "at_once", "copied", "held", "last",
-        "most", "numbers_reused", "since",
+        "_collector", "_groups", "_numbers", "_owner", "_places", "arrays_reused", "at_once", "begun", "begun_reused",
+        "copied", "held", "last", "most", "numbers_reused", "since",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, groups: Sequence[Mapping[str, Any]], last: int) -> None:
@@ -142,8 +148,10 @@ class Keeper:
         self.most = 1
         self.since = 0.0
         self.at_once = False
-        self.numbers_reused: int | None = None
-        self.arrays_reused: int | None = None
+        self.numbers_reused: list[int] = []
+        self.arrays_reused: list[int] = []
+        self.begun: list[int] = []
+        self.begun_reused: list[int] = []
         self._collector = collector
         self._groups = groups
         self._owner = get_ident()
@@ -154,14 +162,12 @@ class Keeper:
         """Keep a step; return False, with nothing done, where it cannot be kept."""
         if step <= self.last or type(losses) is not dict or get_ident() != self._owner:
             return False
-        if not (
-            (codes is None or type(codes) is _Tensor)
-            and (mask is None or type(mask) is _Tensor)
-            and (grad_norm is None or type(grad_norm) is _Tensor)
+        if (
+            (codes is not None and type(codes) is not _Tensor)
+            or (mask is not None and type(mask) is not _Tensor)
+            or (grad_norm is not None and type(grad_norm) is not _Tensor)
         ):
             return False
-        if self.copied:
-            self.copied.pop()
         held = Held()
         held.values = values = []
         held.codes, held.mask, held.norm = codes, mask, grad_norm
@@ -191,7 +197,8 @@ class Keeper:
             collector.tapped = []
         if collector.norms:
             collector.norms = {}
-        collector.wants_codes = codes is None
+        if collector.wants_codes is not (codes is None):
+            collector.want_codes(codes is None)
         numbers, places = self._numbers, self._places
         if self.at_once:
             held.copy_numbers()
@@ -199,18 +206,31 @@ class Keeper:
         if not self.held:
             self.since = now
         elif number and number in numbers:
-            self.numbers_reused = numbers.index(number)
+            self.numbers_reused.append(_taken_from(numbers, number))
         if place and place in places:
-            self.arrays_reused = places.index(place)
+            self.arrays_reused.append(_taken_from(places, place))
+        if place and place in self.begun:
+            self.begun_reused.append(_taken_from(self.begun, place))
         numbers.append(number)
         places.append(place)
         self.last = step
         self.held.append(held)
         return True
 
-    def take(self) -> list[Held]:
-        """Return the steps that are kept, and keep them no longer."""
+    def let_go(self) -> None:
+        """Let go of half of what was copied."""
+        del self.copied[len(self.copied) // 2 :]
+
+    def take(self) -> tuple[list[Held], list[int]]:
+        """Return the steps that are kept, and keep them no longer; and the addresses of their arrays."""
         held, self.held = self.held, []
+        places, self._places = self._places, []
         self._numbers.clear()
-        self._places.clear()
-        return held
+        return held, places
+
+
+def _taken_from(addresses: list[int], address: int) -> int:
+    """Return where an address is, and put nothing there: it is another's now."""
+    index = addresses.index(address)
+    addresses[index] = 0
+    return index

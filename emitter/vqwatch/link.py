@@ -13,23 +13,27 @@ import os
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import zmq
 
 from .backlog import Backlog, Encode
 from .settings import Keys
 from .wire import (
+    HEAD_BYTES,
     Ack,
     Bundled,
     Frame,
+    Groups,
     Message,
+    Stencil,
     Stop,
     Unpacked,
     Welcome,
     WireError,
     bundle,
     decode,
+    fill_in,
     packed,
 )
 
@@ -113,6 +117,18 @@ class Memory(Protocol):
 
     def place(self, data: Frame) -> tuple[int, int]:
         """Return where a buffer lies: its offset behind the head, and its size in bytes."""
+
+
+class Form(NamedTuple):
+    """How messages that differ in nothing but numbers are sent as one.
+
+    ``stencil`` is for the index of the bundle, ``steps_bytes`` what the one message of steps takes in it, and ``kinds``
+    are those of the other messages, with how many each stands for.
+    """
+
+    stencil: Stencil
+    steps_bytes: int
+    kinds: Sequence[tuple[str, int]]
 
 
 class Link:
@@ -274,6 +290,38 @@ class Link:
                 self._not_made(kind, error, count)
         return loans
 
+    def filled(
+        self, form: Form, filling: Groups, memory: Memory, steps: tuple[Encode, int], now: float
+    ) -> list[Loan] | None:
+        """Send what :meth:`together` would, by its form; return None, with nothing done, where that cannot be.
+
+        ``filling`` are the numbers behind the stencil's first: those of the messages themselves. ``steps`` makes the
+        steps' message anew, should that be needed, and tells how many it stands for.
+        """
+        backlog, sent, stencil = self.backlog, self.sent, form.stencil
+        message, count = steps
+        data = memory.data
+        if not (backlog.sent_all and self.writable and self._room_for(len(data))):
+            return None
+        if not backlog.room_for(form.steps_bytes, count):
+            return None
+        seq, first = backlog.following, backlog.first
+        of_messages = [seq, first, *[sent[kind] + 1 for kind, _ in form.kinds]]
+        frame = fill_in(stencil, [of_messages, *filling], data, memory.spare)
+        if frame is None:
+            return None
+        size = len(frame)
+        large = size >= ZERO_COPY_BYTES
+        loans = self._send([frame], 0 if large else size, size if large else 0)
+        if loans is None:
+            return None
+        backlog.add_sent(form.steps_bytes, message, count)
+        if first == seq:
+            self._waiting_since = now
+        for kind, messages in form.kinds:
+            sent[kind] += messages
+        return loans
+
     def _send_bundle(self, made: list[Bundled], memory: Memory) -> list[Loan] | None:
         """Send what is upcoming and what was made of arrays as one message; return None where that cannot be."""
         bundled: list[Bundled] = []
@@ -282,7 +330,13 @@ class Link:
             self.backlog.sent()
         if not (bundled or made):
             return None
-        frames = bundle([*bundled, *made], memory.data, memory.spare) if made else bundle(bundled)
+        data, spare = memory.data, memory.spare
+        if made:
+            frames = bundle([*bundled, *made], data, spare)
+        elif spare > HEAD_BYTES:  # what holds nothing is enough
+            frames = bundle(bundled, data[len(data) - spare :], spare - HEAD_BYTES)
+        else:
+            frames = bundle(bundled)
         if frames is None:
             return None
         large = len(frames[-1]) if made and len(frames[-1]) >= ZERO_COPY_BYTES else 0

@@ -8,31 +8,33 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
 from . import schedule
+from .batch import Batch, Regular, Taken
 from .capture import aligned, item_of
 from .entry import GRADIENT_KEY, Entry
 from .held import Held, Keeper, any_changed
 from .layout import BARE_BYTES, MOST_SCALARS, Extra
-from .routine import Arrays, Batch, Routine, Taken, look
+from .routine import Arrays, Routine, look
 from .staging import SMALL_SLOTS
-from .wire import MAX_BUNDLED
+from .wire import MAX_BUNDLED, MAX_INTEGER
 
 if TYPE_CHECKING:
     from .collect import Collector
     from .entry import Build
     from .outbox import Outbox
     from .schedule import Schedule
+    from .slots import Slot
     from .staging import Staging
 
 MOST_ROUTINES: Final = 512
 PATIENCE_SECONDS: Final = 0.1
 """Where a loop slows down, what is kept waits at most so long, or as long as so many steps used to take."""
 
-TOGETHER_BYTES: Final = 4 << 20
+TOGETHER_BYTES: Final = 8 << 20
 """What the arrays of steps copied together may take as sent; where one step alone needs more, it gets it."""
 
 LAID_OUT_KINDS: Final = 2
@@ -44,8 +46,44 @@ _Ordered = tuple[Held, Routine, list[torch.Tensor]]
 """A step, how it is taken, and its numbers on the device."""
 
 
+class _Begun(NamedTuple):
+    """Steps of one routine whose numbers are on their way to a slot, and whose arrays are not yet.
+
+    Those are the ``sources``, with their ``versions``. ``parts`` are the places of the steps that have some; ``told``
+    tells what lies behind those, laid out by ``plan``. ``special`` says that some steps have norms of layers or
+    gradients beside.
+    """
+
+    slot: Slot
+    routine: Routine
+    held: list[Held]
+    parts: list[int]
+    sources: list[torch.Tensor]
+    versions: list[int]
+    told: Sequence[tuple[str, Build]]
+    plan: Any
+    special: bool
+    seconds: float
+
+    def regular(self, seconds: float) -> Regular:
+        """Return them as steps that are all alike, told how long the copies took."""
+        return Regular(self.slot, self.routine, self.held, self.parts, self.told, self.plan, seconds)
+
+    def apart(self, lost: Sequence[int], seconds: float) -> Batch:
+        """Return them as steps that can each be told in its own way, without the arrays of those at some places."""
+        routine, at = self.routine, 0
+        steps: list[Taken] = []
+        outgoing = () if routine.arrays is None else routine.arrays.outgoing
+        for index, one in enumerate(self.held):
+            with_arrays = index in self.parts and index not in lost
+            steps.append(Taken.of(one, routine, at, outgoing if with_arrays else ()))
+            at += routine.numbers + len(one.norms)
+        steps[-1].outgoing = [*steps[-1].outgoing, *self.told]
+        return Batch(self.slot, steps, [steps[index] for index in self.parts], at, seconds)
+
+
 class Ordinary:
-    """The ordinary steps of one emitter."""
+    """The ordinary steps of one emitter; ``gradient_parts`` are the parts of the gradient norms left to take."""
 
     def __init__(
         self,
@@ -58,63 +96,65 @@ class Ordinary:
         general: Callable[[Held], None],
     ) -> None:
         self.keeper = Keeper(collector, groups, plan.last)
+        self.gradient_parts = 0
         self._plan = plan
         self._staging = staging
+        self._raw_current = staging.raw_current
         self._collector = collector
         self._outbox = outbox
         self._dropped = dropped
         self._general = general
-        self._stream = staging.current_stream()
+        self._use(staging.current_stream())
         self._routines: dict[Any, Routine] = {}
         self._arrays: dict[Any, Arrays] = {}
         self._latest: list[Routine | None] = [None, None]  # without codes, and with them; no layers' norms
         self._beside: list[Entry] = []
-        self._gradient_part = self._gradient_parts = 0
         self._most_bytes = 0
         self._most_messages = 1
         self._one_by_one = False
         self._strange = 0
+        self._begun: _Begun | None = None
         self._patience_seconds = PATIENCE_SECONDS
 
     def keep(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any, now: float) -> bool:
         """Keep a step that can be an ordinary one; return False, with nothing done, where it cannot."""
         keeper = self.keeper
-        if type(step) is not int or step <= self._plan.last:
+        if type(step) is not int or not self._plan.last < step <= MAX_INTEGER:
             return False
-        if not self._staging.is_current(self._stream):
+        if self._raw_current() != self._raw_stream:
             return False
         if not keeper.held and self.capturing():
             return False
         return keeper.keep(step, losses, codes, mask, grad_norm, now)
 
+    def _use(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream
+        self._raw_stream = stream.cuda_stream
+
     def capturing(self) -> bool:
         """Return whether a CUDA graph is being captured, in which nothing may be done."""
         return bool(_is_capturing())
 
-    @property
-    def more_gradients(self) -> bool:
-        """Return whether parts of the gradient norms are left to take."""
-        return self._gradient_part < self._gradient_parts
-
     def want_gradients(self) -> None:
         """Begin with the gradient norms: of all modules at once where the last step is told no norm, else in parts."""
-        self._gradient_part = 0
-        self._gradient_parts = self._collector.gradient_parts(whole=self.keeper.held[-1].norm is None)
+        self.gradient_parts = self._collector.gradient_parts(whole=self.keeper.held[-1].norm is None)
 
     def take_gradients(self) -> None:
         """Let the last step kept have the next part of the gradient norms."""
         held = self.keeper.held[-1]
-        held.gradients = self._collector.gradient_norms(None if held.norm is None else self._gradient_part)
-        self._gradient_part += 1
+        self.gradient_parts -= 1
+        held.gradients = self._collector.gradient_norms(None if held.norm is None else self.gradient_parts)
 
     def beside(self, entry: Entry) -> None:
         """Take arrays of the last step kept, to be sent after it."""
         self._beside.append(entry)
 
     def due(self, now: float) -> bool:
-        """Return whether the steps kept are to be copied now."""
+        """Return whether there is something to copy now."""
         keeper = self.keeper
-        if len(keeper.held) >= keeper.most or keeper.numbers_reused is not None or keeper.arrays_reused is not None:
+        if self._begun is not None or len(keeper.held) >= keeper.most:
+            return True
+        if keeper.numbers_reused or keeper.arrays_reused:
             return True
         return now - keeper.since >= self._patience_seconds
 
@@ -129,38 +169,138 @@ class Ordinary:
         self.keeper.most = most = min(most, (MAX_BUNDLED - 1) // self._most_messages)
         self.keeper.at_once = most > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
 
-    def copy(self) -> None:
-        """Begin the copies of the steps kept, in one go where they are ordinary; the others go the general way."""
+    def copy(self, in_part: bool = False) -> None:
+        """Begin the copies of the steps kept, together where they are ordinary; the others go the general way.
+
+        ``in_part`` leaves the arrays of ordinary steps to the next call: what CUDA takes for all at once is long.
+        """
         keeper = self.keeper
-        if not keeper.held or self.capturing():
+        if not (keeper.held or self._begun) or self.capturing():
             return
+        if self._begun is not None:
+            self._finish(self._begun)
+            if in_part or not keeper.held:
+                return
         started = time.monotonic()
-        plan = self._plan
-        before = plan.last
-        held = keeper.take()
-        if keeper.numbers_reused is not None:
-            self._leave_out(held[keeper.numbers_reused], numbers=True, arrays=False)
-            keeper.numbers_reused = None
-        if keeper.arrays_reused is not None:
-            self._leave_out(held[keeper.arrays_reused], numbers=False, arrays=True)
-            keeper.arrays_reused = None
-        if any_changed(held):
+        held, places = keeper.take()
+        for index in keeper.numbers_reused:
+            self._leave_out(held[index], numbers=True, arrays=False)
+        for index in keeper.arrays_reused:
+            self._leave_out(held[index], numbers=False, arrays=True)
+        keeper.numbers_reused, keeper.arrays_reused = [], []
+        tensors = [tensor for one in held for tensor in one.tensors]
+        if any_changed(held, tensors):
             for one in held:
                 numbers, arrays = one.changed()
                 if numbers or arrays:
                     self._leave_out(one, numbers, arrays)
-        batch: list[_Ordered] = []
-        most: dict[bool, Routine | None] = {}  # how steps without layers' norms are taken, if all as the last one was
+            tensors = [tensor for one in held for tensor in one.tensors]
+        self._begun = begun = self._begin(held, tensors, started)
+        if begun is None:
+            self._copy_each(held, started)
+            self._done(held)
+        elif in_part and begun.parts:
+            keeper.begun = places
+        else:
+            self._finish(begun)
+
+    def _done(self, held: list[Held]) -> None:
+        """Let go of steps whose copies are under way, and of what was taken beside them."""
+        last, beside = held[-1].step, self._beside
+        while beside and beside[0].step <= last:
+            self._outbox.add(beside.pop(0))
         for one in held:
-            with_codes = (one.codes is not None or len(one.tapped) > 0) and plan.codes_due(one.step)
+            one.let_go_of_arrays()
+        self.keeper.copied = held
+
+    def _begin(self, held: list[Held], tensors: list[torch.Tensor], started: float) -> _Begun | None:
+        """Enqueue the copies of all but the arrays of steps that are all taken as the last one was.
+
+        Returns None, with nothing done, where they are not. Most steps come this way: nothing is done for each of them
+        that can be done for all at once.
+        """
+        first, last = held[0], held[-1]
+        routine = self._latest[first.codes is not None or len(first.tapped) > 0]
+        if routine is None or not routine.fits_all(held, tensors):
+            return None
+        arrays, count = routine.arrays, first.numbers
+        parts: list[int] = []
+        sources: list[torch.Tensor] = []
+        numbers = tensors
+        if arrays is not None:
+            width = len(first.tensors)
+            starts = range(0, len(tensors), width)
+            parts = self._plan.codes_due_at([one.step for one in held])
+            numbers = [tensor for at in starts for tensor in tensors[at : at + count]]
+            end = count + len(arrays.dtypes)
+            sources = [tensor for part in parts for tensor in tensors[starts[part] + count : starts[part] + end]]
+        special = [index for index, one in enumerate(held) if one.norms or one.gradients is not None]
+        for index in special:
+            one = held[index]
+            if one.norms:
+                like_it = self._routine(one, one.scalars, index in parts)
+                if like_it is None or like_it.arrays is not (arrays if index in parts else None):
+                    return None
+        if special:
+            numbers = [tensor for one in held for tensor in one.scalars]
+        size = BARE_BYTES if arrays is None else BARE_BYTES + len(parts) * arrays.nbytes
+        if size > self._staging.small_bytes or len(numbers) > MOST_SCALARS:
+            return None
+        extras: list[Extra] = []
+        told: Sequence[tuple[str, Build]] = ()
+        if self._plan.is_due(schedule.CLUSTERS, last.step, self._plan.last):
+            told = self._take_clusters(last.step, len(held) - 1, extras)
+        plan = extras[0].plan if extras else None
+        extras += [_gradients(index, held[index]) for index in special if held[index].gradients is not None]
+        slot = self._staging.free_small(size + sum([aligned(item.nbytes) for extra in extras for item in extra.items]))
+        if slot is None:
+            return None
+        try:
+            with self._staging.on(self._stream):
+                slot.copy_numbers(numbers, arrays if parts else None, len(parts), sources, extras)
+        except Exception:  # such as memory of a CUDA graph that torch has taken back: whose is it?
+            return None
+        slot.users = 1
+        self._plan.last = last.step
+        versions = [source._version for source in sources]
+        seconds = time.monotonic() - started
+        return _Begun(slot, routine, held, parts, sources, versions, told, plan, bool(special), seconds)
+
+    def _finish(self, begun: _Begun) -> None:
+        """Enqueue the copies of the arrays, and have it all sent."""
+        started = time.monotonic()
+        self._begun = None
+        slot, held, lost = begun.slot, begun.held, self._overwritten(begun)
+        with self._staging.on(self._stream):
+            try:
+                slot.copy_arrays(begun.sources)
+            except Exception:  # such as memory of a CUDA graph that torch has taken back
+                lost = begun.parts
+                slot.copy_arrays(())
+        seconds = begun.seconds + time.monotonic() - started
+        self._outbox.add(begun.apart(lost, seconds) if lost or begun.special else begun.regular(seconds))
+        for index in lost:
+            self._leave_out(held[index], numbers=False, arrays=True)
+        self._done(held)
+
+    def _overwritten(self, begun: _Begun) -> list[int]:
+        """Return whose arrays were written to before they could be copied, as places among the steps begun."""
+        keeper, parts = self.keeper, begun.parts
+        lost = [index for index in keeper.begun_reused if index in parts]
+        keeper.begun, keeper.begun_reused = [], []
+        if [source._version for source in begun.sources] != begun.versions:
+            lost += [index for index in parts if index not in lost and begun.held[index].changed()[1]]
+        return lost
+
+    def _copy_each(self, held: list[Held], started: float) -> None:
+        """Take each step as one like it was taken, and enqueue their copies together as far as that goes."""
+        plan = self._plan
+        before = plan.last
+        batch: list[_Ordered] = []
+        for one in held:
+            with_codes = (one.codes is not None or len(one.tapped) > 0) and len(plan.codes_due_at([one.step])) > 0
             given = one.scalars
-            if with_codes not in most:
-                latest = self._latest[with_codes]
-                fits = latest is not None and latest.fits_all([each for each in held if not each.norms])
-                most[with_codes] = latest if fits else None
-            routine = None if one.norms else most[with_codes]
-            if routine is None:
-                routine = self._routine(one, given, with_codes)
+            routine = self._routine(one, given, with_codes)
             if routine is None:
                 self._copy(batch, started)
                 batch = []
@@ -170,14 +310,7 @@ class Ordinary:
             else:
                 plan.last = one.step
                 batch.append((one, routine, given))
-        clusters = plan.is_due(schedule.CLUSTERS, held[-1].step, before)
-        self._copy(batch, started, clusters)
-        for entry in self._beside:
-            self._outbox.add(entry)
-        self._beside.clear()
-        for one in held:
-            one.let_go_of_arrays()
-        keeper.copied = held
+        self._copy(batch, started, plan.is_due(schedule.CLUSTERS, held[-1].step, before))
 
     def _routine(self, held: Held, numbers: list[torch.Tensor], with_codes: bool) -> Routine | None:
         """Return how a step is taken: as the last one was, or one before; None where nothing like it was met."""
@@ -236,29 +369,22 @@ class Ordinary:
         extras: list[Extra] = []
         told: Sequence[tuple[str, Build]] = ()
         if clusters:  # before all other extras, so that they always lie in the same place
-            entry = Entry(chosen[-1][0].step)
-            self._collector.take_clusters(entry)
-            if entry.items:
-                looks = entry.plan or tuple([(item.key, item.shape, item.dtype, item.rows) for item in entry.items])
-                extras.append(Extra(len(chosen) - 1, entry.items, entry.sources, looks))
-                told = entry.outgoing
+            told = self._take_clusters(chosen[-1][0].step, len(chosen) - 1, extras)
         kinds = [routine.arrays for _, routine, _ in chosen if routine.arrays is not None]
         common = max(set(kinds), key=kinds.count, default=None)
         for held, routine, given in chosen:
-            taken = Taken(held, routine, len(numbers))
-            numbers += given
             arrays = routine.arrays
+            taken = Taken.of(held, routine, len(numbers), () if arrays is None else arrays.outgoing)
+            numbers += given
             if arrays is not None:
-                of_step = held.tensors[held.numbers : held.numbers + len(arrays.dtypes)]
+                of_step = arrays.of(held)
                 if arrays is common:
                     sources += of_step
                     parts.append(taken)
                 else:
                     extras.append(Extra(len(steps), arrays.items, of_step, arrays))
             if held.gradients is not None:
-                norms, taken.modules = held.gradients
-                item = item_of(GRADIENT_KEY, schedule.GRADIENTS, [norms], tuple(norms.shape), "f32")
-                extras.append(Extra(len(steps), [item], [norms], item.shape))
+                extras.append(_gradients(len(steps), held))
             steps.append(taken)
         if told:
             steps[-1].outgoing = [*steps[-1].outgoing, *told]
@@ -272,11 +398,21 @@ class Ordinary:
         self._outbox.add(Batch(slot, steps, parts, len(numbers), time.monotonic() - started))
         return True
 
+    def _take_clusters(self, step: int, owner: int, extras: list[Extra]) -> Sequence[tuple[str, Build]]:
+        """Add the cluster sizes to the extras, as those of a step at this place; return what tells them."""
+        entry = Entry(step)
+        self._collector.take_clusters(entry)
+        if not entry.items:
+            return ()
+        looks = entry.plan or tuple([(item.key, item.shape, item.dtype, item.rows) for item in entry.items])
+        extras.append(Extra(owner, entry.items, entry.sources, looks))
+        return entry.outgoing
+
     def learn(self, entry: Entry, held: Held, with_codes: bool) -> None:
         """Keep what the general way made of a step, if the next of its kind can be taken the same way."""
         stream = self._staging.current_stream()
         if stream is not self._stream:
-            self._stream = stream
+            self._use(stream)
             self._staging.forget_between()
         if len(self._routines) >= MOST_ROUTINES:
             self._routines.clear()
@@ -301,5 +437,13 @@ class Ordinary:
         together = max(1, min(schedule.MOST_TOGETHER, TOGETHER_BYTES // arrays.nbytes))
         self._staging.reserve(arrays, together + 1)
         if len(self._arrays) <= LAID_OUT_KINDS:
-            sources = held.tensors[held.numbers : held.numbers + len(arrays.dtypes)]
+            sources = arrays.of(held)
             self._staging.lay_out(arrays, together + 1, sources)
+
+
+def _gradients(owner: int, held: Held) -> Extra:
+    """Return a step's gradient norms as an extra."""
+    assert held.gradients is not None
+    norms, _ = held.gradients
+    item = item_of(GRADIENT_KEY, schedule.GRADIENTS, [norms], tuple(norms.shape), "f32")
+    return Extra(owner, [item], [norms], item.shape)

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from . import schedule
 from .capture import aligned
-from .entry import GRADIENT_KEY, energies, gradient_norms
 from .scalars import ENERGY, LOSS, NORM, RATE
-from .wire import MAX_STEPS
 
 if TYPE_CHECKING:
     import torch
 
-    from .capture import Item, Key
+    from .capture import Item
     from .entry import Build, Entry
     from .held import Held
-    from .slots import Slot
-    from .wire import Tensor
-
-MOST_TOLD: Final = 512
-"""Numbers in a message that tells several steps at most, so that with their names they always fit into its header."""
 
 _NO_AXES: Final[Any] = ()
 
@@ -48,6 +40,10 @@ class Arrays:
     outgoing: tuple[tuple[str, Build], ...]
     dtypes: tuple[torch.dtype, ...]
 
+    def of(self, held: Held) -> list[torch.Tensor]:
+        """Return the tensors of a step that has such arrays."""
+        return held.tensors[held.numbers : held.numbers + len(self.dtypes)]
+
     @cached_property
     def nbytes(self) -> int:
         """Return the bytes that they take in a slot."""
@@ -55,11 +51,14 @@ class Arrays:
 
 
 class Routine:
-    """How to take the numbers and codes of steps that look alike: what the general way made of one."""
+    """How to take the numbers and codes of steps that look alike: what the general way made of one.
+
+    ``losses`` names those on the device, ``floats`` those that are floats, ``numbers`` counts what is on the device.
+    """
 
     __slots__ = (
-        "_dtypes", "_layers", "_masked", "_names", "_normed", "_norms", "_number_dtypes", "_shapes", "_types", "arrays",
-        "losses",
+        "_dtypes", "_layers", "_masked", "_names", "_norms", "_number_dtypes", "_shapes", "_types", "arrays", "floats",
+        "losses", "normed", "numbers",
     )  # fmt: skip
 
     def __init__(self, entry: Entry, held: Held, with_codes: bool) -> None:
@@ -71,7 +70,9 @@ class Routine:
         self._names = held.names
         self._types = [type(value) for value in held.values]
         self._number_dtypes = [number.dtype for number in held.scalars]
-        self._normed = held.norm is not None
+        self.floats = [name for name, value in zip(held.names, held.values, strict=True) if type(value) is float]
+        self.numbers = len(self._number_dtypes)
+        self.normed = held.norm is not None
         self._norms = list(held.norms)
         self._layers = [layer for layer, _ in held.tapped] if held.codes is None else None
         self._masked = held.mask is not None
@@ -109,23 +110,23 @@ class Routine:
                 return None
         return cls(entry, held, with_codes)
 
-    def fits_all(self, steps: Sequence[Held]) -> bool:
-        """Return whether :meth:`fits` holds for each of some steps: for a fraction of what asking each would take."""
+    def fits_all(self, steps: Sequence[Held], tensors: Sequence[torch.Tensor]) -> bool:
+        """Return whether :meth:`fits` holds for each of some steps, whatever norms of layers they have beside.
+
+        It takes a fraction of asking each. ``tensors`` are theirs, one step's after the other's.
+        """
         codes = self._layers is None
         for one in steps:
-            if one.names != self._names or (one.norm is not None) != self._normed or one.norms:
+            if one.names != self._names or (one.norm is not None) != self.normed:
                 return False
             if self.arrays is not None and ((one.codes is not None) != codes or (one.mask is not None) != self._masked):
                 return False
             if one.tapped and [layer for layer, _ in one.tapped] != self._layers:
                 return False
         times = len(steps)
-        dtypes, shapes = self._number_dtypes, [_NO_AXES] * len(self._number_dtypes)
+        dtypes, shapes = self._number_dtypes, [_NO_AXES] * self.numbers
         if self.arrays is not None:
-            tensors = [tensor for one in steps for tensor in one.tensors]
             dtypes, shapes = dtypes + self._dtypes, shapes + self._shapes
-        else:
-            tensors = [tensor for one in steps for tensor in one.tensors[: one.numbers]]
         return (
             [type(value) for one in steps for value in one.values] == self._types * times
             and {type(rate) for one in steps for rate in one.rates} <= {float}
@@ -140,7 +141,7 @@ class Routine:
             held.names != self._names
             or [type(value) for value in held.values] != self._types
             or [number.dtype for number in numbers] != self._number_dtypes
-            or (held.norm is not None) != self._normed
+            or (held.norm is not None) != self.normed
             or list(held.norms) != self._norms
         ):
             return False
@@ -169,141 +170,3 @@ def _as_given(entry: Entry, held: Held) -> tuple[Item, ...]:
     if codes is None or (first.shape == codes.shape and first.stride() == codes.stride()):
         return tuple(entry.items)
     return replace(entry.items[0], turned=True), *entry.items[1:]
-
-
-class Taken:
-    """An ordinary step on its way: as little as tells what to send when it has arrived."""
-
-    __slots__ = (
-        "_at", "_known", "_losses", "_rates", "_rows", "_with_norm", "modules", "outgoing", "step", "tensors",
-        "time_ns",
-    )  # fmt: skip
-
-    def __init__(self, held: Held, routine: Routine, at: int) -> None:
-        self.step = held.step
-        self.time_ns = held.time_ns
-        self.outgoing: Sequence[tuple[str, Build]] = () if routine.arrays is None else routine.arrays.outgoing
-        self.modules: list[str] = []
-        self.tensors: Mapping[Key, Tensor] = {}
-        self._at = at
-        self._losses = routine.losses
-        self._with_norm = held.norm is not None
-        self._known: dict[str, float] = {}
-        if len(held.names) > len(routine.losses):
-            pairs = zip(held.names, held.values, strict=True)
-            self._known = {name: value for name, value in pairs if type(value) is float}
-        self._rates: list[float] = held.rates
-        self._rows = {layer: rows for layer, (_, rows) in held.norms.items()} if held.norms else None
-
-    @property
-    def plain(self) -> bool:
-        """Return whether it has nothing to tell but losses, the gradient norm and learning rates."""
-        return not self._rows and not self.modules
-
-    def like(self, other: Taken) -> bool:
-        """Return whether it tells numbers of the same names as another."""
-        return (
-            self._losses == other._losses
-            and self._with_norm == other._with_norm
-            and self._known.keys() == other._known.keys()
-            and len(self._rates) == len(other._rates)
-        )
-
-    @property
-    def told(self) -> int:
-        """Return how many numbers its message tells, if it is :attr:`plain`."""
-        return len(self._losses) + len(self._known) + len(self._rates) + 1
-
-    def columns(self, numbers: Sequence[float], steps: Sequence[Taken]) -> dict[str, Any]:
-        """Return what one message tells of itself and the steps that follow it, all plain and alike."""
-        width = len(self._losses) + self._with_norm
-        end = self._at + len(steps) * width
-        losses = {name: numbers[self._at + index : end : width] for index, name in enumerate(self._losses)}
-        losses.update({name: [taken._known[name] for taken in steps] for name in self._known})
-        found: dict[str, Any] = {"losses": losses} if losses else {}
-        if self._with_norm:
-            found["gradient_norm"] = numbers[self._at + width - 1 : end : width]
-        if self._rates:
-            rates = zip(*[taken._rates for taken in steps], strict=True)
-            found["learning_rates"] = {str(index): of_steps for index, of_steps in enumerate(rates)}
-        return found
-
-    def fields(self, numbers: Sequence[float]) -> dict[str, Any]:
-        """Return what its message tells, given the numbers of all steps that lie in the slot."""
-        at = self._at
-        end = at + len(self._losses)
-        losses = dict(zip(self._losses, numbers[at:end], strict=True))
-        losses.update(self._known)
-        norm = None
-        if self._with_norm:
-            norm = numbers[end]
-            end += 1
-        norms = dict(zip(self._rows, numbers[end : end + len(self._rows)], strict=True)) if self._rows else {}
-        found: dict[str, Any] = {"losses": losses} if losses else {}
-        if self._rates:
-            found["learning_rates"] = {str(index): rate for index, rate in enumerate(self._rates)}
-        if self._rows:
-            found.update(energies(norms, self._rows))
-        found.update(gradient_norms(norm, self.tensors.get(GRADIENT_KEY), self.modules))
-        return found
-
-
-def alike(steps: Sequence[Taken]) -> Iterator[Sequence[Taken]]:
-    """Split steps into those that one message can tell, in order."""
-    start = 0
-    for end, taken in enumerate(steps):
-        first = steps[start]
-        count = end - start
-        if count and not (
-            count < MAX_STEPS
-            and (count + 1) * first.told <= MOST_TOLD
-            and first.plain
-            and taken.plain
-            and taken.like(first)
-        ):
-            yield steps[start:end]
-            start = end
-    yield steps[start:]
-
-
-def arrays_of(steps: Sequence[Taken]) -> list[tuple[str, Build, list[Taken]]]:
-    """Return which messages tell the arrays of some steps, in order: their kinds, what makes them, and of which steps.
-
-    The codes of steps that have one routine are told together.
-    """
-    runs: list[tuple[str, Build, list[Taken]]] = []
-    for taken in steps:
-        for kind, build in taken.outgoing:
-            if runs and kind == schedule.CODES and runs[-1][1] is build and len(runs[-1][2]) < MAX_STEPS:
-                runs[-1][2].append(taken)
-            else:
-                runs.append((kind, build, [taken]))
-    return runs
-
-
-class Batch:
-    """Ordinary steps that lie in one slot, with so many numbers in all; ``parts`` of them have arrays."""
-
-    def __init__(
-        self, slot: Slot, steps: Sequence[Taken], parts: Sequence[Taken], numbers: int, seconds: float
-    ) -> None:
-        self.slot = slot
-        self.steps = steps
-        self._parts = parts
-        self._numbers = numbers
-        self._seconds = seconds
-
-    def resolve(self) -> list[float]:
-        """Give each step its arrays, once arrived, and return the numbers of all."""
-        slot = self.slot
-        for part, taken in enumerate(self._parts):
-            taken.tensors = slot.tensors(part)
-        for owner, more in slot.extras():
-            taken = self.steps[owner]
-            taken.tensors = {**taken.tensors, **more}
-        return slot.numbers(0, self._numbers)
-
-    def costs(self, seconds: float) -> dict[str, float]:
-        """Return what the arrays of one of the steps cost, told what it took to send them all."""
-        share = (self._seconds / 2 + seconds) / len(self.steps)
-        return {schedule.CODES: share} if self._parts else {}

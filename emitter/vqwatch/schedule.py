@@ -5,7 +5,7 @@ Pure: steps, seconds and costs come in, cadences go out. No clock, no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -44,12 +44,15 @@ MOST_STRETCH: Final = 64
 MOST_CODES_STRETCH: Final = 16
 """Steps that may lie between two captures of codes where they were wanted at every step."""
 
-MOST_TOGETHER: Final = 8
-"""Steps whose tensors are copied in one go, at most: fewer calls into CUDA, for readings that many steps later. More
-would save little, and could need more slots than there are where each turns out to need one of its own."""
+MOST_TOGETHER: Final = 12
+"""Steps whose tensors are copied in one go, at most: fewer calls into CUDA, for readings that many steps later. One
+more, which a call that is busy with other things adds, and they are as many as a message can tell."""
+
+MOST_LATE_SECONDS: Final = 1.6
+"""What steps may wait for others."""
 
 SLOW_STEP_SECONDS: Final = 0.2
-"""In slower loops each step is copied at once: eight would be late for a person, and cost nothing to speak of."""
+"""In slower loops each step is copied at once: to wait for others would save nothing to speak of."""
 
 LEAST_SHARE: Final = 0.25
 # The large ones at different steps, each at a step at which small ones are due anyway.
@@ -65,10 +68,12 @@ _PAUSES: Final = 3
 def steps_together(step_seconds: float) -> int:
     """Return how many steps' tensors may be copied in one go, 1 before the pace is known.
 
-    >>> [steps_together(seconds) for seconds in (0.0, 0.001, 0.1, 1.0)]
-    [1, 8, 8, 1]
+    >>> [steps_together(seconds) for seconds in (0.0, 0.001, 0.1, 0.16, 1.0)]
+    [1, 15, 15, 10, 1]
     """
-    return MOST_TOGETHER if 0.0 < step_seconds < SLOW_STEP_SECONDS else 1
+    if not 0.0 < step_seconds < SLOW_STEP_SECONDS:
+        return 1
+    return min(MOST_TOGETHER, round(MOST_LATE_SECONDS / step_seconds))
 
 
 def stretch(
@@ -141,10 +146,15 @@ class Schedule:
         self._look_ahead(step)
         return found
 
-    def codes_due(self, step: int) -> bool:
-        """Return whether codes are to be captured at this step, which is later than the latest."""
-        every = self._codes_every
-        return every == 1 or (every > 0 and step // every != self.last // every)
+    def codes_due_at(self, steps: Sequence[int]) -> list[int]:
+        """Return at which of some steps, later than the latest and in order, codes are to be captured: their places."""
+        every, last = self._codes_every, self.last
+        if every == 1:
+            return list(range(len(steps)))
+        if every == 0:
+            return []
+        turns = [last // every, *[step // every for step in steps]]
+        return [place for place in range(len(steps)) if turns[place + 1] != turns[place]]
 
     def beside(self, step: int, last: int) -> frozenset[str]:
         """Return the :data:`BESIDE` kinds to capture at ``step`` if ``last`` was the step before, and look ahead."""

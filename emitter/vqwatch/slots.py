@@ -104,6 +104,22 @@ class Slot:
         layout = self._layouts.get((arrays, count)) or self.lay_out(arrays, count, sources)
         self._enqueue(layout, numbers, sources, extras)
 
+    def copy_numbers(
+        self,
+        numbers: Sequence[torch.Tensor],
+        arrays: Arrays | None,
+        count: int,
+        sources: Sequence[torch.Tensor],
+        extras: Sequence[Extra],
+    ) -> None:
+        """Enqueue what :meth:`copy_alike` does, but for the arrays: :meth:`copy_arrays` is to follow."""
+        layout = self._layouts.get((arrays, count)) or self.lay_out(arrays, count, sources)
+        _run(self._begin(layout, numbers, extras))
+
+    def copy_arrays(self, sources: Sequence[torch.Tensor]) -> None:
+        """Enqueue copies of the arrays, all that :meth:`copy_numbers` was told of, or none."""
+        self._finish({}, sources)
+
     def lay_out(self, arrays: Arrays | None, count: int, sources: Sequence[torch.Tensor]) -> Layout:
         """Work out where arrays of this kind lie: for as many as there is room for, so that few look like most."""
         if arrays is None or count == 0:
@@ -131,30 +147,29 @@ class Slot:
         sources: Sequence[torch.Tensor],
         extras: Sequence[Extra],
     ) -> None:
+        self._finish(self._begin(layout, numbers, extras), sources)
+
+    def _begin(self, layout: Layout, numbers: Sequence[torch.Tensor], extras: Sequence[Extra]) -> _Copies:
+        """Choose where everything goes; return what to copy beside the arrays."""
         self._layout = self._last = layout
         self._extras = []
         copies: _Copies = {}
         if numbers:
             _add_numbers(copies, self.scalar_views, numbers)
-        for dtypes, (into, of) in layout.groups.items():
-            _add(copies, dtypes, into, [sources[index] for index in of])
         for extra in extras:
             self._last = self._behind(layout, self._last.end, extra)
             self._extras.append((extra.owner, self._last))
             for dtypes, (into, of) in self._last.groups.items():
                 _add(copies, dtypes, into, [extra.sources[index] for index in of])
-        enabled = torch.is_grad_enabled()
-        _set_grad_enabled(False)
-        try:
-            for into, found in copies.values():
-                if len(into) == 1:
-                    into[0].copy_(found[0], non_blocking=True)
-                else:
-                    _foreach_copy(into, found, non_blocking=True)
-            if layout.turned is not None:
-                layout.turned[0].copy_(layout.turned[1], non_blocking=True)
-        finally:
-            _set_grad_enabled(enabled)
+        return copies
+
+    def _finish(self, copies: _Copies, sources: Sequence[torch.Tensor]) -> None:
+        """Enqueue these copies and those of the arrays, if there are any, and the event behind all."""
+        layout = self._layout
+        if sources:
+            for dtypes, (into, of) in layout.groups.items():
+                _add(copies, dtypes, into, [sources[index] for index in of])
+        _run(copies, layout.turned if sources else None)
         _record(self._arrived if self.mapped else self._filled, self._staging.current_stream())
         self._on_its_way = self.mapped
 
@@ -235,6 +250,22 @@ class Slot:
         """Let go of the slot for one of its steps: it is used again when all have, and libzmq is done with these."""
         self._loans += loans
         self.users -= 1
+
+
+def _run(copies: _Copies, turned: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
+    """Enqueue copies, and then one that turns what was copied."""
+    enabled = torch.is_grad_enabled()
+    _set_grad_enabled(False)
+    try:
+        for into, found in copies.values():
+            if len(into) == 1:
+                into[0].copy_(found[0], non_blocking=True)
+            else:
+                _foreach_copy(into, found, non_blocking=True)
+        if turned is not None:
+            turned[0].copy_(turned[1], non_blocking=True)
+    finally:
+        _set_grad_enabled(enabled)
 
 
 def _add(copies: _Copies, dtypes: Any, into: list[torch.Tensor], sources: list[torch.Tensor]) -> None:

@@ -16,6 +16,7 @@ first allocation of a call that malloc cannot serve from its cache costs as much
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +31,12 @@ from .slots import Slot, can_map
 if TYPE_CHECKING:
     from .routine import Arrays
 
-SMALL_SLOTS: Final = 12
+SMALL_SLOTS: Final = schedule.MOST_TOGETHER + 5
+"""Enough for all steps that are kept where each needs one of its own after all, while some are under way."""
+
+TOGETHER_SLOTS: Final = 6
+"""Of the small slots, those that hold many steps: fewer are ever under way than of single ones."""
+
 LARGE_SLOTS: Final = 3
 LAID_OUT: Final = 3
 """Small slots that are laid out when a kind of step is met first; the others when they are needed."""
@@ -43,7 +49,7 @@ _make_stream: Callable[..., Any] = torch.cuda.Stream
 class Staging:
     """The slots of one device: many small, few large, at most ``most_bytes`` on the device and as many pinned.
 
-    ``small_bytes`` is what the largest small one holds.
+    ``small_bytes`` is what the largest small one holds, ``raw_current`` tells the handle of the current stream.
     """
 
     def __init__(self, device: torch.device, most_bytes: int) -> None:
@@ -52,6 +58,7 @@ class Staging:
         self._most_bytes = most_bytes
         with torch.cuda.device(device):
             self.side = _make_stream(device)
+            self.raw_current: Callable[[], int] = functools.partial(torch._C._cuda_getCurrentRawStream, device.index)
             self._current: torch.cuda.Stream = torch.cuda.current_stream(device)
             mapped = can_map(device)
             self._small = [Slot(self, mapped) for _ in range(SMALL_SLOTS)]
@@ -94,8 +101,8 @@ class Staging:
         return None
 
     def reserve(self, arrays: Arrays, most: int) -> None:
-        """Let the small slots that are free hold arrays of so many steps like this one, if there is memory for it."""
-        self._grow_others(self._small, 1 << (_room(arrays, most) - 1).bit_length())
+        """Let some of the small slots hold arrays of so many steps like this one, as far as there is memory."""
+        self._grow_others(self._small[:TOGETHER_SLOTS], 1 << (_room(arrays, most) - 1).bit_length())
         if any(item.turned for item in arrays.items):
             self.between(most * arrays.nbytes)
 
@@ -135,7 +142,7 @@ class Staging:
 
     def is_current(self, stream: torch.cuda.Stream) -> bool:
         """Return whether this is the current stream of the device."""
-        return bool(torch._C._cuda_getCurrentRawStream(self._device.index) == stream.cuda_stream)
+        return bool(self.raw_current() == stream.cuda_stream)
 
     def current_stream(self) -> torch.cuda.Stream:
         """Return the current stream of the device; made anew only where it is another, as that costs more."""

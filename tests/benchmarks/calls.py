@@ -71,7 +71,22 @@ class Spans:
 
 def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
     """Wrap what tells calls apart, and with ``inner`` what they are made of."""
-    from vqwatch import backlog, collect, emitter, entry, held, layout, link, ordinary, outbox, routine, slots, staging
+    from vqwatch import (
+        backlog,
+        batch,
+        collect,
+        emitter,
+        entry,
+        held,
+        layout,
+        link,
+        ordinary,
+        outbox,
+        routine,
+        slots,
+        staging,
+        telling,
+    )
     from vqwatch.codebooks import QuantizerLayer
 
     for owner, method, name in (
@@ -82,13 +97,17 @@ def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
         spans.wrap(owner, method, name)
     if inner:
         for owner, method in (
-            (held.Keeper, "keep"), (held.Held, "look"), (held, "any_changed"), (routine.Routine, "fits"),
-            (ordinary.Ordinary, "_copy_together"), (collect.Collector, "take_clusters"), (QuantizerLayer, "read"),
-            (slots.Slot, "_enqueue"), (staging.Staging, "free_small"), (outbox.Outbox, "_send_batch"),
-            (link.Link, "together"), (link.Link, "_send"), (link, "bundle"), (outbox, "encode_step"),
-            (entry.CodesBuild, "together"), (backlog.Backlog, "add"), (backlog.Backlog, "acknowledge"),
-            (emitter.Emitter, "_expect"), (emitter.Emitter, "_go_on"), (emitter.Emitter, "_take_beside"),
-            (layout.Layout, "__init__"), (routine.Routine, "fits_all"), (type(watch._capture), "stage"),
+            (held.Keeper, "keep"), (held.Keeper, "take"), (held.Held, "look"), (ordinary, "any_changed"),
+            (routine.Routine, "fits"), (routine.Routine, "fits_all"), (ordinary.Ordinary, "_begin"),
+            (ordinary.Ordinary, "_finish"), (ordinary.Ordinary, "_copy_together"), (ordinary.Ordinary, "_done"),
+            (batch.Regular, "__init__"), (collect.Collector, "take_clusters"), (QuantizerLayer, "read"),
+            (slots, "_run"), (slots, "_foreach_copy"), (slots, "_record"), (staging.Staging, "free_small"),
+            (layout.Layout, "__init__"), (outbox.Outbox, "_send_batch"), (outbox.Outbox, "_send_regular"),
+            (link.Link, "together"), (link.Link, "filled"), (link.Link, "_send"), (link, "bundle"), (link, "fill_in"),
+            (telling.Teller, "messages"), (telling.Teller, "filling"), (telling.Teller, "_make_form"),
+            (telling, "encode_step"), (entry.CodesBuild, "together"), (backlog.Backlog, "add"),
+            (backlog.Backlog, "add_sent"), (backlog.Backlog, "acknowledge"), (emitter.Emitter, "_expect"),
+            (emitter.Emitter, "_go_on"), (emitter.Emitter, "_take_beside"), (type(watch._capture), "stage"),
         ):  # fmt: skip
             spans.wrap(owner, method, f"  {owner.__name__.rpartition('.')[2]}.{method}")
 

@@ -127,22 +127,44 @@ def delivers_ordinary_steps(peer: Peer) -> str:
     """With the default cadences, by hooks and by argument: codes, masks and numbers equal copies taken at the step."""
     counts = []
     for by_hook in (False, True):
-        watch, wanted = _ordinary(peer, by_hook=by_hook, then=lambda _: None)
+        watch, wanted = _ordinary(peer, by_hook=by_hook)
         counts += [*_compare(peer, wanted), watch._ordinary.keeper.most]
         assert counts[-3:-1] == [120, 120], (counts, watch.dropped)
         watch.close(0.0)
     return f"codes, steps, steps copied together: {counts}"
 
 
+def tells_a_sample_after_its_step(peer: Peer) -> str:
+    """A sample is due as long as a batch is half copied, of a step that is not in it: that is told first.
+
+    Nor does that hold up the batch.
+    """
+
+    def want(watch: vqwatch.Emitter, _step: int, _out: dict[str, Any]) -> None:
+        half = watch._ordinary is not None and watch._ordinary._begun is not None
+        watch._plan.every["reconstruction"] = 1 if half else 1 << 20
+        watch._plan.next_special = 0
+
+    watch, wanted = _ordinary(peer, by_hook=False, first=want)
+    counts = _compare(peer, wanted)
+    assert counts == (120, 120), (counts, watch.dropped)
+    told = {message.step: at for at, message in enumerate(peer.messages) if isinstance(message, Step)}
+    samples = [(at, message.step) for at, message in enumerate(peer.messages) if isinstance(message, Reconstruction)]
+    assert len(samples) > 2, samples
+    assert all(at > told[step] for at, step in samples), (samples, told)
+    watch.close(0.0)
+    return "each"
+
+
 def delivers_steps_of_any_length(peer: Peer) -> str:
     """Steps of three lengths in turns, then each of another: equal to copies, whatever lies beside them."""
 
-    def cut(step: int, out: dict[str, Any]) -> None:
+    def cut(_watch: Any, step: int, out: dict[str, Any]) -> None:
         frames = out["mask"].shape[1]
         end = frames - (step % 3 if step < 60 else step % (frames // 2 + 1))
         out.update(codes=out["codes"][:, :end].contiguous(), mask=out["mask"][:, :end].contiguous())
 
-    watch, wanted = _ordinary(peer, by_hook=False, then=lambda _: None, first=cut)
+    watch, wanted = _ordinary(peer, by_hook=False, first=cut)
     counts = _compare(peer, wanted)
     assert counts == (120, 120), (counts, watch.dropped)
     watch.close(0.0)
@@ -197,7 +219,7 @@ def tells_gradients_with_codebooks(peer: Peer) -> str:
 def leaves_out_what_was_written_to(peer: Peer) -> str:
     """A training that writes to what it gave: nothing wrong is sent, a few steps are counted, then nothing is lost."""
 
-    def overwrite(out: dict[str, Any]) -> None:
+    def overwrite(_watch: Any, out: dict[str, Any]) -> None:
         for tensor in (out["codes"], out["losses"]["vq"].detach(), out["grad_norm"]):
             tensor.zero_()
 
@@ -213,11 +235,47 @@ def leaves_out_what_was_written_to(peer: Peer) -> str:
     return f"codes that arrived, left out: {counts}"
 
 
+def leaves_out_what_was_written_to_late(peer: Peer) -> str:
+    """Codes whose numbers are copied and they are not yet, when they are written to or their memory is used again.
+
+    They alone are missing, and counted.
+    """
+    counts = []
+    for reused, by_hook in ((False, False), (False, True), (True, False)):
+        lost: list[int] = []
+
+        def begun(watch: vqwatch.Emitter, lost: list[int] = lost) -> Any:
+            some = watch._ordinary and watch._ordinary._begun
+            if not some or lost or len(some.parts) < MOST_TOGETHER or some.held[0].step < 20:
+                return None
+            lost.append(some.held[4].step)
+            return some.held[4]
+
+        def overwrite(watch: vqwatch.Emitter, _out: dict[str, Any], begun: Any = begun) -> None:
+            held = begun(watch)
+            if held is not None:
+                held.arrays[0].zero_()
+
+        def use_again(watch: vqwatch.Emitter, _step: int, out: dict[str, Any], begun: Any = begun) -> None:
+            held = begun(watch)
+            if held is not None:
+                held.codes.data.copy_(out["codes"])  # as a replayed graph does: without a new version
+                out["codes"] = held.codes.detach()
+
+        changes: dict[str, Any] = {"first": use_again} if reused else {"then": overwrite}
+        watch, wanted = _ordinary(peer, by_hook=by_hook, **changes)
+        assert (_compare(peer, wanted), watch.dropped) == ((119, 120), {"codes:overwritten": 1}), watch.dropped
+        counts.append(set(range(120)) - {message.step for message in peer.of(Codes)} == set(lost))
+        assert counts[-1], (lost, sorted({message.step for message in peer.of(Codes)}))
+        watch.close(0.0)
+    return f"only those missing: {counts}"
+
+
 def _ordinary(
     peer: Peer,
     by_hook: bool,
-    then: Callable[[dict[str, Any]], None],
-    first: Callable[[int, dict[str, Any]], None] = lambda _step, _out: None,
+    first: Callable[[vqwatch.Emitter, int, dict[str, Any]], None] = lambda *_: None,
+    then: Callable[[vqwatch.Emitter, dict[str, Any]], None] = lambda *_: None,
 ) -> tuple[vqwatch.Emitter, list[Any]]:
     peer.messages.clear()
     training = Training(SIZES["launch-bound"], CUDA)
@@ -225,12 +283,12 @@ def _ordinary(
     wanted = []
     for step in range(120):
         out = training.step()
-        first(step, out)
+        first(watch, step, out)
         wanted.append(
             [out["codes"].clone(), out["mask"].clone(), out["losses"]["vq"].clone(), out["grad_norm"].clone()]
         )
         watch.step(step, **{**out, "codes": None if by_hook else out["codes"]})
-        then(out)
+        then(watch, out)
         peer.take()
     watch.flush(0.2)
     peer.take(200)
@@ -480,9 +538,10 @@ def main() -> int:
     print(torch.__version__, torch.cuda.get_device_name(), zmq.zmq_version())
     checks: list[Callable[[Peer], str]] = [
         takes_odd_inputs, is_still_while_a_graph_is_captured, delivers_what_the_tensors_held, delivers_ordinary_steps,
-        delivers_steps_of_any_length, finds_codebooks_again, tells_gradients_with_codebooks,
-        leaves_out_what_was_written_to, delivers_what_graphs_put_out, never_synchronises,
-        allocates_nothing_after_warm_up, leaves_training_bit_identical,
+        tells_a_sample_after_its_step, delivers_steps_of_any_length, finds_codebooks_again,
+        tells_gradients_with_codebooks, leaves_out_what_was_written_to, leaves_out_what_was_written_to_late,
+        delivers_what_graphs_put_out, never_synchronises, allocates_nothing_after_warm_up,
+        leaves_training_bit_identical,
     ]  # fmt: skip
     failed = 0
     for check in checks if not arguments.skip_checks else []:

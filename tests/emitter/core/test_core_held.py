@@ -20,6 +20,9 @@ class Hooks:
         self.norms: dict[str, tuple[Tensor, int]] = {}
         self.wants_codes = True
 
+    def want_codes(self, wanted: bool) -> None:
+        self.wants_codes = wanted
+
 
 GROUPS: list[dict[str, Any]] = [{"lr": 0.5}]
 
@@ -31,7 +34,7 @@ def hooks() -> Hooks:
 
 @pytest.fixture
 def keeper(hooks: Hooks) -> Keeper:
-    kept = Keeper(hooks, GROUPS, -1)  # type: ignore[arg-type]  # the three attributes that it reads
+    kept = Keeper(hooks, GROUPS, -1)  # type: ignore[arg-type]  # what it needs of one
     kept.most = 8
     return kept
 
@@ -42,7 +45,7 @@ def keep(keeper: Keeper, step: int, **given: Any) -> bool:
 
 
 def only(keeper: Keeper) -> Held:
-    (held,) = keeper.take()
+    ((held,), _) = keeper.take()
     return held
 
 
@@ -73,21 +76,31 @@ def test_what_hooks_tell_later_is_not_told_of_the_steps_before(keeper: Keeper, h
         if step == 0:  # the next forward pass
             hooks.tapped.append(("0", torch.arange(3)))
             hooks.norms[""] = (torch.tensor(1.0), 3)
-    before, after = keeper.take()
+    (before, after), _ = keeper.take()
     assert (len(before.tapped), len(before.norms)) == (0, 0)
     assert (len(after.tapped), len(after.norms)) == (1, 1)
 
 
-def test_what_was_copied_is_let_go_of_a_step_a_call(keeper: Keeper) -> None:
-    for step in range(2):
+def test_what_was_copied_is_let_go_of_in_parts(keeper: Keeper) -> None:
+    for step in range(5):
         keep(keeper, step, losses={"total": torch.tensor(1.0)}, codes=torch.arange(3))
-    keeper.copied = keeper.take()
+    keeper.copied, _ = keeper.take()
     for held in keeper.copied:
         held.let_go_of_arrays()
         assert (held.codes, held.arrays, len(held.tensors)) == (None, [], 1)
-    for left in (1, 0, 0):
-        keep(keeper, keeper.last + 1, losses={"total": torch.tensor(1.0)})
+    for left in (2, 1, 0, 0):
+        keeper.let_go()
         assert len(keeper.copied) == left
+
+
+def test_arrays_that_wait_to_be_copied_are_noticed_where_their_memory_is_used_again(keeper: Keeper) -> None:
+    codes = [torch.arange(3), torch.arange(3)]
+    for step in range(2):
+        keep(keeper, step, codes=codes[step].detach())
+    _, keeper.begun = keeper.take()
+    for step, reused in ((2, []), (3, [1]), (4, [1, 0]), (5, [1, 0])):
+        keep(keeper, step, codes=torch.arange(3) if step in (2, 5) else codes[4 - step].detach())
+        assert (keeper.begun_reused, keeper.arrays_reused) == (reused, [])
 
 
 def test_a_part_of_the_gradients_goes_with_the_norm_that_is_left_out(keeper: Keeper) -> None:
@@ -132,28 +145,35 @@ def test_memory_that_is_used_again_is_noticed_for_what_it_holds(keeper: Keeper) 
     codes = torch.arange(3)
     for step in range(2):
         keep(keeper, step, losses={"total": torch.tensor(float(step))}, codes=codes.detach())
-    assert (keeper.numbers_reused, keeper.arrays_reused) == (None, 0)
+    assert (keeper.numbers_reused, keeper.arrays_reused) == ([], [0])
 
 
 def test_a_loss_in_the_same_memory_as_the_one_before_is_noticed(keeper: Keeper) -> None:
     loss = torch.tensor(1.0)
     for step in range(2):
         keep(keeper, step, losses={"total": loss}, codes=torch.arange(3))
-    assert (keeper.numbers_reused, keeper.arrays_reused) == (0, None)
+    assert (keeper.numbers_reused, keeper.arrays_reused) == ([0], [])
 
 
 def test_memory_that_is_used_in_turns_is_noticed(keeper: Keeper) -> None:
     losses, codes = [torch.tensor(1.0), torch.tensor(2.0)], [torch.arange(3), torch.arange(3)]
     for step in range(4):
         keep(keeper, step, losses={"total": losses[step % 2]}, codes=codes[step % 2])
-        at = None if step < 2 else step - 2
-        assert (keeper.numbers_reused, keeper.arrays_reused) == (at, at)
+        before = list(range(step - 1))
+        assert (keeper.numbers_reused, keeper.arrays_reused) == (before, before)
+
+
+def test_memory_that_is_used_at_every_step_is_noticed_for_each(keeper: Keeper) -> None:
+    loss, codes = torch.tensor(1.0), torch.arange(3)
+    for step in range(4):
+        keep(keeper, step, losses={"total": loss}, codes=codes)
+    assert (keeper.numbers_reused, keeper.arrays_reused) == ([0, 1, 2], [0, 1, 2])
 
 
 def test_new_memory_at_each_step_is_no_memory_used_again(keeper: Keeper) -> None:
     for step in range(8):
         keep(keeper, step, losses={"total": torch.tensor(float(step))}, codes=torch.arange(3))
-    assert (keeper.numbers_reused, keeper.arrays_reused) == (None, None)
+    assert (keeper.numbers_reused, keeper.arrays_reused) == ([], [])
     assert not any(held.changed() != (False, False) for held in keeper.held)
 
 

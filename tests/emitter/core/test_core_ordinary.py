@@ -18,11 +18,13 @@ Attach = Callable[..., vqwatch.Emitter]
 class HostStream:
     """All that keeping a step asks of a device: which stream is current."""
 
-    def current_stream(self) -> None:
-        return None
+    cuda_stream = 0
 
-    def is_current(self, _stream: None) -> bool:
-        return True
+    def current_stream(self) -> HostStream:
+        return self
+
+    def raw_current(self) -> int:
+        return 0
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +60,15 @@ def test_after_going_back_to_a_checkpoint_steps_are_kept_again(attached: Attach,
     assert [(message.step, message.losses["total"]) for message in peer.of("step")] == [
         (0, 0.0), (100, 100.0), (101, 101.0), (5, 5.0), (6, 6.0), (7, 7.0),
     ]  # fmt: skip
+
+
+def test_a_step_that_no_message_can_hold_is_refused_and_no_step_is_lost(attached: Attach, peer: Peer) -> None:
+    watch = attached()
+    watch.step(0, losses={"total": torch.tensor(0.0)})
+    watch._ordinary = ordinary = Noting(watch)
+    for step in (1, 2**63, 2, 2**80, 3):
+        watch.step(step, losses={"total": torch.tensor(float(step))})
+    settle(watch, peer)
+    assert ordinary.kept == [1, 2, 3]
+    assert [message.step for message in peer.of("step")] == [0, 1, 2, 3]
+    assert watch.dropped == {"step:step": 2}

@@ -87,13 +87,14 @@ def test_the_next_step_at_which_a_kind_is_due_is_known() -> None:
         assert schedule.next_after("reconstruction", step) == next(later for later in due if later > step)
 
 
-def test_codes_are_due_by_routine_when_they_are_due() -> None:
-    one, other = Schedule({"codes": 4, "scalars": 1}, 1.0), Schedule({"codes": 4, "scalars": 1}, 1.0)
+@pytest.mark.parametrize("every", [0, 1, 4])
+def test_codes_are_due_by_routine_when_they_are_due(every: int) -> None:
+    one, other = Schedule({"codes": every, "scalars": 1}, 1.0), Schedule({"codes": every, "scalars": 1}, 1.0)
     one.due(0)
     other.due(0)
-    for step in range(1, 40):
-        assert one.codes_due(step) == ("codes" in other.due(step))
-        one.last = step
+    for steps in ([1, 2], [3], [4, 5, 6, 7, 8], [9, 17, 18, 20], [23]):
+        assert one.codes_due_at(steps) == [at for at, step in enumerate(steps) if "codes" in other.due(step)]
+        one.last = steps[-1]
 
 
 def test_a_step_that_goes_back_starts_anew() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqwatch.outbox import Outbox
-from vqwatch.routine import MOST_TOLD, Taken, alike, arrays_of
+from vqwatch.batch import MOST_TOLD, Taken, alike, arrays_of
+from vqwatch.telling import Teller
 from vqwatch.wire import MAX_STEPS, Message, Origin, Step, decode_each
 
 ORIGIN = Origin("r", 0, "s")
@@ -24,13 +25,9 @@ def taken(
     energies: Sequence[str] = (), modules: Sequence[str] = (), outgoing: Sequence[tuple[str, Any]] = (),
 ) -> Taken:  # fmt: skip
     """Return a step whose numbers on the device lie from ``at`` on."""
-    held: Any = SimpleNamespace(
-        step=step, time_ns=1000 * step, norm=object() if normed else None, names=(*of_device, *known),
-        values=[*[object()] * len(of_device), *known.values()], rates=rates,
-        norms={layer: (object(), 4) for layer in energies},
-    )  # fmt: skip
-    routine: Any = SimpleNamespace(losses=list(of_device), arrays=SimpleNamespace(outgoing=tuple(outgoing)))
-    made = Taken(held, routine, at)
+    routine: Any = SimpleNamespace(losses=list(of_device), floats=list(known), normed=normed)
+    rows = dict.fromkeys(energies, 4) or None
+    made = Taken(step, 1000 * step, routine, at, list(known.values()), rates, outgoing, rows)
     made.modules = list(modules)
     return made
 
@@ -63,12 +60,10 @@ def slots(draw: Any) -> tuple[list[Taken], list[float]]:
 def told(steps: Sequence[Taken], values: Sequence[float], *, together: bool) -> list[Message]:
     """Return what the daemon reads of some steps, numbered from 1 on."""
     plan: Any = SimpleNamespace(every={"codes": 2}, overhead=0.5)
-    complaints: Any = SimpleNamespace(dropped={"codes:shape": 3})
-    link: Any = None
-    outbox = Outbox(ORIGIN, link, plan, complaints)
+    teller = Teller(ORIGIN, plan, Counter({"codes:shape": 3}))
     read: list[Message] = []
     for group in alike(steps) if together else [[step] for step in steps]:
-        message, count = outbox._message(group, values, group[-1] is steps[-1])
+        message, count = teller.steps(group, values, teller.news() if group[-1] is steps[-1] else {})
         assert count == len(group)
         read += decode_each(message(len(read) + 1, 1))
     return read
