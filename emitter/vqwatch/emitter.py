@@ -48,8 +48,8 @@ _monotonic: Final = time.monotonic
 LISTEN_SECONDS: Final = 1.5
 """How often a training on a device listens to the daemon, which answers once a second where all is well."""
 
-MOST_UNHEARD_CALLS: Final = 6
-"""Calls that may find something else to do when it is time to listen."""
+MOST_UNHEARD_CALLS: Final = 3
+"""Calls that may find something else to do when it is time to listen; the next one listens first."""
 
 CATCH_UP_SECONDS: Final = 0.05
 """How often it does where messages are to be sent again."""
@@ -59,7 +59,7 @@ ACCOUNT_STEPS: Final = 24
 
 MANY_PENDING: Final = 8
 """To copy, to send, to listen: each call does one of them, so that none takes long; where as many as this wait to be
-sent, or it was not listened to for long, all of them."""
+sent, all of them."""
 
 
 def attach(
@@ -274,10 +274,16 @@ class Emitter:
         outbox = self._outbox
         pending, unheard = len(outbox.pending), now - self._turned
         self._unheard_calls += unheard >= LISTEN_SECONDS
-        much = ordinary.keeper.most == 1 or pending >= MANY_PENDING or self._unheard_calls >= MOST_UNHEARD_CALLS
+        much = ordinary.keeper.most == 1 or pending >= MANY_PENDING
         self._left = busy and not (much or self._left)
         if self._left:
             return
+        if self._unheard_calls > MOST_UNHEARD_CALLS:
+            self._listen(now)
+            self._account(now)
+            if not much:
+                return
+            unheard = 0.0
         due = ordinary.due(now)
         if ordinary.gradient_parts and (much or not (due or pending)):
             ordinary.take_gradients()

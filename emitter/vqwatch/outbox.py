@@ -12,9 +12,9 @@ from typing import Final
 from .batch import Batch, Regular
 from .complaints import Complaints
 from .entry import Entry
-from .link import Link, Loan
+from .link import Form, Link, Loan
 from .schedule import Schedule
-from .telling import Teller, make_of
+from .telling import MAKING, Teller, make_of
 from .wire import Frame, Origin
 
 MOST_PENDING: Final = 256
@@ -46,7 +46,8 @@ class Outbox:
     def send(self, now: float, in_part: bool = False) -> float | None:
         """Send, in order, what has arrived; return the seconds that went to arrays, None where nothing was sent.
 
-        ``in_part`` sends one thing only, and of a batch that has no form the steps and the arrays in two calls.
+        ``in_part`` sends one thing only, or makes a part of a form for it; of a batch that has none the steps and the
+        arrays are sent in two calls.
         """
         spent: float | None = None
         pending = self.pending
@@ -63,7 +64,11 @@ class Outbox:
                     pending.appendleft(entry)
                 seconds = self._send_batch(entry, now, at_last)
             else:
-                of_regular = self._send_regular(entry, now)
+                form = self._teller.form(entry, in_part)
+                if form is MAKING:
+                    pending.appendleft(entry)
+                    return 0.0
+                of_regular = None if form is None else self._send_regular(entry, form, now)
                 if of_regular is None:
                     pending.appendleft(entry.apart())
                     continue
@@ -109,12 +114,9 @@ class Outbox:
                 batch.slot.release(loans)
         return self._spent(batch, started) if at_last else 0.0
 
-    def _send_regular(self, batch: Regular, now: float) -> float | None:
+    def _send_regular(self, batch: Regular, form: Form, now: float) -> float | None:
         """Send a batch by a form of others like it; return None, with nothing done, where that cannot be."""
         started = time.monotonic()
-        form = self._teller.form(batch)
-        if form is None:
-            return None
         numbers = batch.slot.numbers(0, batch.count)
 
         def again(seq: int, first: int) -> list[Frame]:

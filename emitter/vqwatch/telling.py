@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .backlog import Encode
@@ -32,6 +33,15 @@ if TYPE_CHECKING:
 _MOST_FORMS: Final = 64
 
 
+class Making(enum.Enum):
+    """Says that a form is being made."""
+
+    MAKING = 0
+
+
+MAKING: Final = Making.MAKING
+
+
 class Teller:
     """Makes messages of one session's steps, with what the emitter tells of itself."""
 
@@ -40,7 +50,7 @@ class Teller:
         self._plan = plan
         self._dropped = dropped
         self._forms: dict[Any, Form | None] = {}
-        self._met: set[Any] = set()  # looks that were met once, and have no form yet
+        self._met: dict[Any, Iterator[None] | None] = {}  # looks that were met and have no form yet, and its making
 
     def news(self) -> dict[str, Any]:
         """Return what the emitter tells of itself, as a step's fields."""
@@ -77,24 +87,29 @@ class Teller:
         """Return the messages of its arrays, each with its kind and how many it stands for."""
         return [(kind, make_of(build, steps), len(steps)) for kind, build, steps in arrays_of(batch.steps)]
 
-    def form(self, batch: Regular) -> Form | None:
+    def form(self, batch: Regular, in_part: bool = False) -> Form | Making | None:
         """Return how batches of this look are told; None where none was met before, or they cannot be told so.
 
-        What goes into it is :meth:`filling`.
+        ``in_part`` does no more than a part of making one, and returns :data:`MAKING` where that is to go on with this
+        batch. What goes into a form is :meth:`filling`.
         """
         forms, met = self._forms, self._met
         look = batch.look, *self._dropped, self._plan.overhead is None
         if look in forms:
             return forms[look]
-        if len(forms) + len(met) >= _MOST_FORMS:
-            forms.clear()
-            met.clear()
         if look not in met:
-            met.add(look)
+            if len(forms) + len(met) >= _MOST_FORMS:
+                forms.clear()
+                met.clear()
+            met[look] = None
             return None
-        met.remove(look)
-        forms[look] = form = self._make_form(batch)
-        return form
+        making = met[look] = met[look] or self._make_form(look, batch)
+        for _ in making:
+            if in_part:
+                return MAKING
+        del met[look]
+        form = forms.setdefault(look, None)
+        return MAKING if in_part else form
 
     def filling(self, batch: Regular, numbers: Sequence[float]) -> Groups:
         """Return what goes into a form for a batch, behind the numbers of the messages themselves."""
@@ -102,7 +117,11 @@ class Teller:
         own = [] if overhead is None else [overhead]
         return [self._plan.every.values(), self._dropped.values(), own, *batch.told(numbers)]
 
-    def _make_form(self, regular: Regular) -> Form | None:
+    def _make_form(self, look: Any, regular: Regular) -> Iterator[None]:
+        """Make a form in parts, each of which takes about as long as to send a batch.
+
+        There is none where an array was left out, or the steps are too much for one message.
+        """
         marks = Marks()
         marked, of_arrays, numbers = regular.marked(marks), regular.marked(marks), marks.floating(regular.count)
         news = self.news()
@@ -113,7 +132,9 @@ class Teller:
             news["dropped"] = dropped
         if own:
             news["overhead"] = own[0]
+        filling = [every.values(), dropped.values(), own, *marked.told(numbers, of_arrays)]
         messages = self.messages(marked.apart(), numbers, news)
+        yield
         with_arrays = of_arrays.apart()
         with_arrays.resolve()
         arrays = self.arrays(with_arrays)
@@ -126,13 +147,13 @@ class Teller:
                 index.append((unpacked_header, [regular.slot.place(tensor.data) for tensor in tensors]))
             frames = bundle(index)
             if frames is None:
-                return None
+                return
             packed = bytes(frames[0])
-            filling = [every.values(), dropped.values(), own, *marked.told(numbers, of_arrays)]
+            yield
             stencil = Stencil(packed, [[seq, first, *of_kinds], *filling])
-        except (LookupError, WireError):  # an array was left out, or there is too much for one message of the steps
-            return None
-        return Form(stencil, len(header), [(kind, count) for kind, _, count in arrays])
+        except (LookupError, WireError):
+            return
+        self._forms[look] = Form(stencil, len(header), [(kind, count) for kind, _, count in arrays])
 
 
 def make_of(build: Build, steps: Sequence[Arrived]) -> Make:

@@ -104,7 +104,7 @@ def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
             (slots, "_run"), (slots, "_foreach_copy"), (slots, "_record"), (staging.Staging, "free_small"),
             (layout.Layout, "__init__"), (outbox.Outbox, "_send_batch"), (outbox.Outbox, "_send_regular"),
             (link.Link, "together"), (link.Link, "filled"), (link.Link, "_send"), (link, "bundle"), (link, "fill_in"),
-            (telling.Teller, "messages"), (telling.Teller, "filling"), (telling.Teller, "_make_form"),
+            (telling.Teller, "messages"), (telling.Teller, "filling"), (telling.Teller, "form"),
             (telling, "encode_step"), (entry.CodesBuild, "together"), (backlog.Backlog, "add"),
             (backlog.Backlog, "add_sent"), (backlog.Backlog, "acknowledge"), (emitter.Emitter, "_expect"),
             (emitter.Emitter, "_go_on"), (emitter.Emitter, "_take_beside"), (type(watch._capture), "stage"),

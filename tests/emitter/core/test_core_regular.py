@@ -23,7 +23,7 @@ from vqwatch.entry import CodebooksBuild, CodesBuild
 from vqwatch.link import Form, Link
 from vqwatch.outbox import Outbox
 from vqwatch.schedule import Schedule
-from vqwatch.telling import Teller
+from vqwatch.telling import MAKING, Teller
 from vqwatch.wire import (
     Frame,
     Hello,
@@ -184,10 +184,22 @@ def test_batches_that_differ_in_more_than_numbers_have_another_form() -> None:
     assert len({id(form) for form in forms if form is not None}) == 7
 
 
+def test_a_form_is_made_in_parts_and_then_is_there() -> None:
+    teller = Teller(ORIGIN, plan(), Counter())
+    alike = Alike(["total"], [], True, 1)
+    assert teller.form(alike.batch(0, 4, [0, 1], True, 0), in_part=True) is None
+    batch = alike.batch(4, 4, [0, 1], True, 0)
+    found = [teller.form(batch, in_part=True) for _ in range(5)]
+    assert found[:3] == [MAKING, MAKING, MAKING]
+    assert isinstance(found[3], Form)
+    assert found[4] is found[3]
+    assert by_form(teller, found[3], batch, 7) == without_form(teller, batch, 7)
+
+
 def test_what_does_not_fit_into_one_message_has_no_form() -> None:
     teller = Teller(ORIGIN, plan(), Counter())
     many = Alike([f"loss {index}" for index in range(60)], [], False, 0).batch(0, 16, [], False, 0)
-    assert (teller.form(many), teller.form(many)) == (None, None)
+    assert [teller.form(many, in_part=True) for _ in range(5)] == [None, MAKING, MAKING, MAKING, None]
 
 
 class Line:
@@ -257,6 +269,21 @@ def test_batches_alike_arrive_in_order_whether_filled_in_or_not(line: Line, peer
     assert [(message.step, message.seq) for message in codes] == [(step, step + 1) for step in range(12)]
     assert [array(message.indices)[0, 0] for message in codes] == [0, 64, 128] * 4
     assert line.outbox.last_step == 11
+
+
+def test_what_is_sent_in_parts_arrives_whole(line: Line, peer: Peer) -> None:
+    batches = [line.alike.batch(first, 3, [0, 1, 2], False, first) for first in (0, 3, 6)]
+    for batch in batches:
+        line.outbox.add(batch)
+    parts = []
+    while line.outbox.pending:
+        waiting = len(line.outbox.pending)
+        assert line.outbox.send(time.monotonic(), in_part=True) is not None
+        parts.append(waiting - len(line.outbox.pending))
+    assert parts == [0, 1, 0, 0, 0, 1, 1], "steps and arrays; three parts of a form, and what it is for; filled in"
+    line.arrive()
+    assert (line.filled, arrived(peer), line.dropped) == (2, losses_of(batches), {})
+    assert [message.step for message in peer.of("codes")] == list(range(9))
 
 
 def test_what_was_filled_in_and_lost_is_told_again(line: Line, peer: Peer) -> None:
