@@ -242,8 +242,8 @@ class Emitter:
         if not self._on or self._paused or not self._lock.acquire(False):
             return False
         now = _monotonic()
+        ordinary, plan, link = self._ordinary, self._plan, self._link
         try:
-            ordinary, plan, link = self._ordinary, self._plan, self._link
             if ordinary is None or not link.writable:
                 return False
             before = max(ordinary.keeper.last, plan.last)
@@ -259,6 +259,8 @@ class Emitter:
             self._go_on(ordinary, now, beside)
             self._own_seconds += _monotonic() - now
         except Exception as error:
+            if ordinary is not None:
+                ordinary.give_up()
             self._ordinary = None
             self.complaints.failed("step", error)
         finally:

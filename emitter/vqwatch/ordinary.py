@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from . import schedule
-from .batch import Batch, Regular, Taken
+from .batch import Batch, Taken
+from .begun import Begun
 from .capture import aligned, item_of
 from .entry import GRADIENT_KEY, Entry
 from .held import Held, Keeper, any_changed
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from .entry import Build
     from .outbox import Outbox
     from .schedule import Schedule
-    from .slots import Slot
     from .staging import Staging
 
 MOST_ROUTINES: Final = 512
@@ -44,42 +44,6 @@ _is_capturing: Any = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)  
 
 _Ordered = tuple[Held, Routine, list[torch.Tensor]]
 """A step, how it is taken, and its numbers on the device."""
-
-
-class _Begun(NamedTuple):
-    """Steps of one routine whose numbers are on their way to a slot, and whose arrays are not yet.
-
-    Those are the ``sources``, with their ``versions``. ``parts`` are the places of the steps that have some; ``told``
-    tells what lies behind those, laid out by ``plan``. ``special`` says that some steps have norms of layers or
-    gradients beside.
-    """
-
-    slot: Slot
-    routine: Routine
-    held: list[Held]
-    parts: list[int]
-    sources: list[torch.Tensor]
-    versions: list[int]
-    told: Sequence[tuple[str, Build]]
-    plan: Any
-    special: bool
-    seconds: float
-
-    def regular(self, seconds: float) -> Regular:
-        """Return them as steps that are all alike, told how long the copies took."""
-        return Regular(self.slot, self.routine, self.held, self.parts, self.told, self.plan, seconds)
-
-    def apart(self, lost: Sequence[int], seconds: float) -> Batch:
-        """Return them as steps that can each be told in its own way, without the arrays of those at some places."""
-        routine, at = self.routine, 0
-        steps: list[Taken] = []
-        outgoing = () if routine.arrays is None else routine.arrays.outgoing
-        for index, one in enumerate(self.held):
-            with_arrays = index in self.parts and index not in lost
-            steps.append(Taken.of(one, routine, at, outgoing if with_arrays else ()))
-            at += routine.numbers + len(one.norms)
-        steps[-1].outgoing = [*steps[-1].outgoing, *self.told]
-        return Batch(self.slot, steps, [steps[index] for index in self.parts], at, seconds)
 
 
 class Ordinary:
@@ -113,7 +77,7 @@ class Ordinary:
         self._most_messages = 1
         self._one_by_one = False
         self._strange = 0
-        self._begun: _Begun | None = None
+        self._begun: Begun | None = None
         self._patience_seconds = PATIENCE_SECONDS
 
     def keep(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any, now: float) -> bool:
@@ -213,7 +177,7 @@ class Ordinary:
             one.let_go_of_arrays()
         self.keeper.copied = held
 
-    def _begin(self, held: list[Held], tensors: list[torch.Tensor], started: float) -> _Begun | None:
+    def _begin(self, held: list[Held], tensors: list[torch.Tensor], started: float) -> Begun | None:
         """Enqueue the copies of all but the arrays of steps that are all taken as the last one was.
 
         Returns None, with nothing done, where they are not. Most steps come this way: nothing is done for each of them
@@ -221,6 +185,10 @@ class Ordinary:
         """
         first, last = held[0], held[-1]
         routine = self._latest[first.codes is not None or len(first.tapped) > 0]
+        if routine is None and not self._plan.codes_due_at([one.step for one in held]):
+            routine = self._latest[False]
+        if routine is not None and routine.arrays is None:
+            tensors = [tensor for one in held for tensor in one.tensors[: one.numbers]]
         if routine is None or not routine.fits_all(held, tensors):
             return None
         arrays, count = routine.arrays, first.numbers
@@ -264,9 +232,9 @@ class Ordinary:
         self._plan.last = last.step
         versions = [source._version for source in sources]
         seconds = time.monotonic() - started
-        return _Begun(slot, routine, held, parts, sources, versions, told, plan, bool(special), seconds)
+        return Begun(slot, routine, held, parts, sources, versions, told, plan, bool(special), seconds)
 
-    def _finish(self, begun: _Begun) -> None:
+    def _finish(self, begun: Begun) -> None:
         """Enqueue the copies of the arrays, and have it all sent."""
         started = time.monotonic()
         self._begun = None
@@ -283,7 +251,7 @@ class Ordinary:
             self._leave_out(held[index], numbers=False, arrays=True)
         self._done(held)
 
-    def _overwritten(self, begun: _Begun) -> list[int]:
+    def _overwritten(self, begun: Begun) -> list[int]:
         """Return whose arrays were written to before they could be copied, as places among the steps begun."""
         keeper, parts = self.keeper, begun.parts
         lost = [index for index in keeper.begun_reused if index in parts]
@@ -407,6 +375,12 @@ class Ordinary:
         looks = entry.plan or tuple([(item.key, item.shape, item.dtype, item.rows) for item in entry.items])
         extras.append(Extra(owner, entry.items, entry.sources, looks))
         return entry.outgoing
+
+    def give_up(self) -> None:
+        """Let go of the slot of steps that are half copied: nothing more will be done for them."""
+        if self._begun is not None:
+            self._begun.slot.release([])
+            self._begun = None
 
     def learn(self, entry: Entry, held: Held, with_codes: bool) -> None:
         """Keep what the general way made of a step, if the next of its kind can be taken the same way."""

@@ -113,7 +113,8 @@ class Routine:
     def fits_all(self, steps: Sequence[Held], tensors: Sequence[torch.Tensor]) -> bool:
         """Return whether :meth:`fits` holds for each of some steps, whatever norms of layers they have beside.
 
-        It takes a fraction of asking each. ``tensors`` are theirs, one step's after the other's.
+        It takes a fraction of asking each. ``tensors`` are theirs, one step's after the other's, without arrays where
+        the routine has none.
         """
         codes = self._layers is None
         for one in steps:

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python -m tests.benchmarks.daemon
 
 The standard step: scalars (3 losses, gradient norm, a learning rate) and codes 16 x 500 x 8 in 256, as the emitter
-sends them: bundles of eight steps told together, 16 bits a code, and at each twentieth step residual energies, which
+sends them: bundles of twelve steps told together, 16 bits a code, and at each twentieth step residual energies, which
 are told alone. ``--alone`` sends each step by itself, with energies, as a training on the CPU does that wants them all.
-Processor time of one core, no socket; ``--profile`` shows where it goes. A step's time is an eighth of its bundle's.
+Processor time of one core, no socket; ``--profile`` shows where it goes. A step's time is a twelfth of its bundle's.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tests.messages import codes_of_steps
 
+from vqwatch.schedule import MOST_TOGETHER
 from vqwatch.wire import (
     HEAD_BYTES,
     Bundled,
@@ -50,7 +51,7 @@ from vqwatch_rules import Engine, load
 LAYERS = tuple(Layer(str(index), "ema", 256, 1024, decay=0.99, threshold=2.0) for index in range(8))
 NAMES = tuple(layer.name for layer in LAYERS)
 ORIGIN = Origin("benchmark", 0, "s")
-TOGETHER = 8
+TOGETHER = MOST_TOGETHER
 WARM_STEPS = 320
 
 

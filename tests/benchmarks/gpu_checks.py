@@ -124,12 +124,12 @@ def delivers_what_the_tensors_held(peer: Peer) -> str:
 
 
 def delivers_ordinary_steps(peer: Peer) -> str:
-    """With the default cadences, by hooks and by argument: codes, masks and numbers equal copies taken at the step."""
+    """With codes at every step and seldom, by hooks and by argument: all equal to copies taken at the step."""
     counts = []
-    for by_hook in (False, True):
-        watch, wanted = _ordinary(peer, by_hook=by_hook)
+    for by_hook, every in ((False, 1), (True, 1), (False, 50), (True, 50)):
+        watch, wanted = _ordinary(peer, by_hook=by_hook, codes_every=every)
         counts += [*_compare(peer, wanted), watch._ordinary.keeper.most]
-        assert counts[-3:-1] == [120, 120], (counts, watch.dropped)
+        assert counts[-3:-1] == [-(-120 // every), 120], (counts, watch.dropped)
         watch.close(0.0)
     return f"codes, steps, steps copied together: {counts}"
 
@@ -271,15 +271,49 @@ def leaves_out_what_was_written_to_late(peer: Peer) -> str:
     return f"only those missing: {counts}"
 
 
+def goes_on_after_an_error(peer: Peer) -> str:
+    """An error of our own between the two calls that copy a batch: that batch is lost, and nothing else, nor a slot."""
+    failed: list[int] = []
+
+    def fail(watch: vqwatch.Emitter, step: int, _out: dict[str, Any]) -> None:
+        def broken(_begun: Any) -> None:
+            failed.append(step)
+            raise RuntimeError("on purpose")
+
+        if watch._ordinary is not None and watch._ordinary._begun is not None and not failed:
+            watch._ordinary._finish = broken  # type: ignore[method-assign]
+
+    training = Training(SIZES["launch-bound"], CUDA)
+    peer.messages.clear()
+    watch = watched(peer, training, budget=float("inf"))
+    for step in range(200):
+        out = training.step()
+        fail(watch, step, out)
+        watch.step(step, **out)
+        peer.take()
+    watch.flush(0.2)
+    peer.take(200)
+    told = {message.step for message in peer.of(Step)}
+    assert (watch.dropped, len(failed)) == ({"step:RuntimeError": 1}, 1), watch.dropped
+    assert len(set(range(200)) - told) <= MOST_TOGETHER + 2, sorted(set(range(200)) - told)
+    assert set(range(failed[0] + 1, 200)) <= told
+    staging = watch._capture.staging
+    assert staging is not None
+    assert [slot.users for slot in staging._small] == [0] * len(staging._small)
+    watch.close(0.0)
+    return f"{200 - len(told)} steps lost"
+
+
 def _ordinary(
     peer: Peer,
     by_hook: bool,
+    codes_every: int = 1,
     first: Callable[[vqwatch.Emitter, int, dict[str, Any]], None] = lambda *_: None,
     then: Callable[[vqwatch.Emitter, dict[str, Any]], None] = lambda *_: None,
 ) -> tuple[vqwatch.Emitter, list[Any]]:
     peer.messages.clear()
     training = Training(SIZES["launch-bound"], CUDA)
-    watch = watched(peer, training, budget=float("inf"))
+    watch = watched(peer, training, budget=float("inf"), every={"codes": codes_every})
     wanted = []
     for step in range(120):
         out = training.step()
@@ -540,7 +574,7 @@ def main() -> int:
         takes_odd_inputs, is_still_while_a_graph_is_captured, delivers_what_the_tensors_held, delivers_ordinary_steps,
         tells_a_sample_after_its_step, delivers_steps_of_any_length, finds_codebooks_again,
         tells_gradients_with_codebooks, leaves_out_what_was_written_to, leaves_out_what_was_written_to_late,
-        delivers_what_graphs_put_out, never_synchronises, allocates_nothing_after_warm_up,
+        goes_on_after_an_error, delivers_what_graphs_put_out, never_synchronises, allocates_nothing_after_warm_up,
         leaves_training_bit_identical,
     ]  # fmt: skip
     failed = 0

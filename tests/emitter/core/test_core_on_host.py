@@ -13,13 +13,14 @@ HERE = Path(__file__).parent
 TOLD = {
     "takes_odd_inputs": "{'Step': 9, 'Codes': 3, 'Reconstruction': 4}",
     "delivers_what_the_tensors_held": "arrays equal, 30 steps in order",
-    "delivers_ordinary_steps": "[120, 120, 12, 120, 120, 12]",
+    "delivers_ordinary_steps": "[120, 120, 12, 120, 120, 12, 3, 120, 12, 3, 120, 12]",
     "tells_a_sample_after_its_step": "each",
     "delivers_steps_of_any_length": "(120, 120)",
     "finds_codebooks_again": "before and after",
     "tells_gradients_with_codebooks": "modules and tensors at each step",
     "leaves_out_what_was_written_to": "codes that arrived, left out",
     "leaves_out_what_was_written_to_late": "only those missing: [True, True, True]",
+    "goes_on_after_an_error": "steps lost",
     "leaves_training_bit_identical": "48 tensors equal",
 }
 
