@@ -57,9 +57,12 @@ CATCH_UP_SECONDS: Final = 0.05
 ACCOUNT_STEPS: Final = 24
 """After how many steps the schedule is told what they cost; at the latest it is when the daemon is listened to."""
 
-MANY_PENDING: Final = 8
+MANY_PENDING: Final = 6
 """To copy, to send, to listen: each call does one of them, so that none takes long; where as many as this wait to be
 sent, all of them."""
+
+FEWEST_IN_PART: Final = 6
+"""Where fewer steps are copied together, because their codes are large, there are no calls to copy them in two."""
 
 
 def attach(
@@ -292,7 +295,7 @@ class Emitter:
             if not much:
                 return
         if due:
-            ordinary.copy(in_part=not much)
+            ordinary.copy(in_part=not much and ordinary.keeper.most >= FEWEST_IN_PART)
             if not much:
                 return
         if pending and not ordinary.capturing():

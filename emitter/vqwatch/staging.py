@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SMALL_SLOTS: Final = schedule.MOST_TOGETHER + 5
 """Enough for all steps that are kept where each needs one of its own after all, while some are under way."""
 
-TOGETHER_SLOTS: Final = 6
+TOGETHER_SLOTS: Final = 8
 """Of the small slots, those that hold many steps: fewer are ever under way than of single ones."""
 
 LARGE_SLOTS: Final = 3

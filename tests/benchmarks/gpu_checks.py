@@ -134,6 +134,27 @@ def delivers_ordinary_steps(peer: Peer) -> str:
     return f"codes, steps, steps copied together: {counts}"
 
 
+def delivers_steps_few_at_a_time(peer: Peer) -> str:
+    """Codes so large that few steps are copied together: all of them arrive, however few."""
+    from vqwatch import ordinary
+
+    most, counts = ordinary.TOGETHER_BYTES, []
+    try:
+        for together in (2, 3, 5, 7):
+            size = SIZES["launch-bound"]
+            nbytes = sum(
+                -(-count // 256) * 256 for count in (size.batch * size.frames, 2 * 8 * size.batch * size.frames)
+            )
+            ordinary.TOGETHER_BYTES = together * nbytes  # type: ignore[misc]
+            watch, wanted = _ordinary(peer, by_hook=False)
+            counts.append(watch._ordinary.keeper.most)
+            assert (_compare(peer, wanted), watch.dropped) == ((120, 120), {}), (counts, watch.dropped)
+            watch.close(0.0)
+    finally:
+        ordinary.TOGETHER_BYTES = most  # type: ignore[misc]
+    return f"steps copied together: {counts}"
+
+
 def tells_a_sample_after_its_step(peer: Peer) -> str:
     """A sample is due as long as a batch is half copied, of a step that is not in it: that is told first.
 
@@ -572,10 +593,10 @@ def main() -> int:
     print(torch.__version__, torch.cuda.get_device_name(), zmq.zmq_version())
     checks: list[Callable[[Peer], str]] = [
         takes_odd_inputs, is_still_while_a_graph_is_captured, delivers_what_the_tensors_held, delivers_ordinary_steps,
-        tells_a_sample_after_its_step, delivers_steps_of_any_length, finds_codebooks_again,
-        tells_gradients_with_codebooks, leaves_out_what_was_written_to, leaves_out_what_was_written_to_late,
-        goes_on_after_an_error, delivers_what_graphs_put_out, never_synchronises, allocates_nothing_after_warm_up,
-        leaves_training_bit_identical,
+        delivers_steps_few_at_a_time, tells_a_sample_after_its_step, delivers_steps_of_any_length,
+        finds_codebooks_again, tells_gradients_with_codebooks, leaves_out_what_was_written_to,
+        leaves_out_what_was_written_to_late, goes_on_after_an_error, delivers_what_graphs_put_out, never_synchronises,
+        allocates_nothing_after_warm_up, leaves_training_bit_identical,
     ]  # fmt: skip
     failed = 0
     for check in checks if not arguments.skip_checks else []:
