@@ -64,7 +64,11 @@ class Outbox:
                     pending.appendleft(entry)
                 seconds = self._send_batch(entry, now, at_last)
             else:
-                form = self._teller.form(entry, in_part)
+                try:
+                    form = self._teller.form(entry, in_part)
+                except Exception:
+                    entry.slot.release([])
+                    raise
                 if form is MAKING:
                     pending.appendleft(entry)
                     return 0.0

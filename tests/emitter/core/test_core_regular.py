@@ -330,3 +330,21 @@ def test_without_a_daemon_codes_are_counted_and_steps_are_kept(line: Line, peer:
     assert (line.filled, line.dropped) == (1, {"codes:busy_peer": 3})
     line.arrive()
     assert arrived(peer)[-3:] == losses_of([batch])
+
+
+def test_an_error_while_a_form_is_made_costs_the_batch_and_no_slot(line: Line, peer: Peer) -> None:
+    class Broken(Slot):
+        def place(self, data: Any) -> tuple[int, int]:
+            raise RuntimeError("on purpose")
+
+    before = line.send(0)
+    batch = line.alike.batch(3, 3, [0, 1, 2], False, 3)
+    slot: Any = batch.slot
+    slot.__class__ = Broken
+    line.outbox.add(batch)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        line.outbox.send(time.monotonic())
+    assert (slot.released, len(line.outbox.pending)) == (1, 0)
+    after = [line.send(first) for first in (6, 9)]
+    line.arrive()
+    assert arrived(peer) == losses_of([before, *after])
