@@ -15,6 +15,7 @@
 Importing it loads no torch. Logs under the name ``vqwatch``.
 """
 
-from .emitter import Emitter, attach
+from .attaching import attach
+from .emitter import Emitter
 
 __all__ = ["Emitter", "attach"]

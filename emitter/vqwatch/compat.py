@@ -21,7 +21,8 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from .emitter import Emitter, attach
+from .attaching import attach
+from .emitter import Emitter
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

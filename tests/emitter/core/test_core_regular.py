@@ -299,6 +299,18 @@ def test_what_was_filled_in_and_lost_is_told_again(line: Line, peer: Peer) -> No
     assert arrived(peer) == losses_of(batches)
 
 
+def test_a_daemon_that_forgot_the_session_is_told_again_what_was_filled_in(line: Line, peer: Peer) -> None:
+    for first in (0, 3):
+        line.send(first)
+    line.arrive()
+    batches = [line.send(6), line.send(9)]
+    peer.expected.clear()
+    line.arrive()
+    assert line.filled == 3
+    assert arrived(peer)[-6:] == losses_of(batches)
+    assert len(peer.of("hello")) == 1, "it was introduced again"
+
+
 def test_where_the_backlog_is_full_nothing_is_filled_in_and_the_loss_is_counted(peer: Peer) -> None:
     line = Line(peer, messages=8)
     batches = [line.send(first) for first in (0, 3)]
