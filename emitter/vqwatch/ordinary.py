@@ -184,21 +184,23 @@ class Ordinary:
         that can be done for all at once.
         """
         first, last = held[0], held[-1]
-        routine = self._latest[first.codes is not None or len(first.tapped) > 0]
-        if routine is None and not self._plan.codes_due_at([one.step for one in held]):
-            routine = self._latest[False]
-        if routine is not None and routine.arrays is None:
+        due = self._plan.codes_due_at([one.step for one in held])
+        routine = self._latest[first.codes is not None or len(first.tapped) > 0] or self._latest[False]
+        if routine is None:
+            return None
+        if routine.arrays is None:
+            if [index for index in due if held[index].codes is not None or held[index].tapped]:
+                return None
             tensors = [tensor for one in held for tensor in one.tensors[: one.numbers]]
-        if routine is None or not routine.fits_all(held, tensors):
+        if not routine.fits_all(held, tensors):
             return None
         arrays, count = routine.arrays, first.numbers
         parts: list[int] = []
         sources: list[torch.Tensor] = []
         numbers = tensors
         if arrays is not None:
-            width = len(first.tensors)
-            starts = range(0, len(tensors), width)
-            parts = self._plan.codes_due_at([one.step for one in held])
+            parts = due
+            starts = range(0, len(tensors), len(first.tensors))
             numbers = [tensor for at in starts for tensor in tensors[at : at + count]]
             end = count + len(arrays.dtypes)
             sources = [tensor for part in parts for tensor in tensors[starts[part] + count : starts[part] + end]]

@@ -130,6 +130,8 @@ class Outbox:
         try:
             filling = self._teller.filling(batch, numbers)
             loans = self._link.filled(form, filling, batch.slot, (again, len(batch)), now)
+        except ValueError:  # more numbers than the form is for, or fewer
+            return None
         except Exception:
             batch.slot.release([])
             raise

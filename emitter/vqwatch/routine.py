@@ -131,6 +131,7 @@ class Routine:
         return (
             [type(value) for one in steps for value in one.values] == self._types * times
             and {type(rate) for one in steps for rate in one.rates} <= {float}
+            and len({len(one.rates) for one in steps}) == 1
             and False not in [tensor.is_cuda for tensor in tensors]
             and [tensor.dtype for tensor in tensors] == dtypes * times
             and [tensor.shape for tensor in tensors] == shapes * times

@@ -134,6 +134,50 @@ def delivers_ordinary_steps(peer: Peer) -> str:
     return f"codes, steps, steps copied together: {counts}"
 
 
+def delivers_codes_now_and_then(peer: Peer) -> str:
+    """Steps of which some come with codes and some without, and no model whose hooks would tell them."""
+    peer.messages.clear()
+    training = Training(SIZES["launch-bound"], CUDA)
+    watch = vqwatch.attach(None, training.optimizer, endpoint=peer.endpoint, run="gpu", budget=float("inf"))
+    peer.take(1000)
+    wanted = []
+    for step in range(120):
+        out = training.step()
+        wanted.append(
+            [out["codes"].clone(), out["mask"].clone(), out["losses"]["vq"].clone(), out["grad_norm"].clone()]
+        )
+        watch.step(step, **{**out, "codes": out["codes"] if step < 60 or step % 3 == 1 else None})
+        peer.take()
+    watch.flush(0.2)
+    peer.take(200)
+    counts = _compare(peer, wanted)
+    assert counts == (80, 120), (counts, watch.dropped)
+    watch.close(0.0)
+    return f"codes, steps: {counts}"
+
+
+def tells_one_more_learning_rate(peer: Peer) -> str:
+    """The optimizer is given more groups of parameters while steps are kept: each step tells the rates that it had."""
+    peer.messages.clear()
+    training = Training(SIZES["launch-bound"], CUDA)
+    only_codes = dict.fromkeys(("clusters", "codebooks", "reconstruction", "gradients", "energies"), 0)
+    watch = watched(peer, training, budget=float("inf"), every=only_codes)
+    more = (127, 141, 166, 180)
+    for step in range(200):
+        if step in more:
+            group = {"params": [torch.nn.Parameter(torch.zeros(1, device=CUDA))], "lr": float(step)}
+            training.optimizer.add_param_group(group)
+        watch.step(step, **training.step())
+        peer.take()
+    watch.flush(0.2)
+    peer.take(200)
+    told = {message.step: [*message.learning_rates.values()] for message in peer.of(Step)}
+    assert told == {step: [1e-4, *(float(at) for at in more if at <= step)] for step in range(200)}, told
+    assert (watch.dropped, watch._ordinary.keeper.most) == ({}, MOST_TOGETHER), watch.dropped
+    watch.close(0.0)
+    return f"{len(told)} steps"
+
+
 def delivers_steps_few_at_a_time(peer: Peer) -> str:
     """Codes so large that few steps are copied together: all of them arrive, however few."""
     from vqwatch import ordinary
@@ -354,7 +398,7 @@ def _compare(peer: Peer, wanted: list[Any]) -> tuple[int, int]:
     """Compare what arrived with copies; return how many codes and how many steps there were."""
     for message in peer.of(Codes):
         codes, mask, _, _ = wanted[message.step]
-        sent = array(message.indices, "<i2")
+        sent = array(message.indices, {"i16": "<i2", "i32": "<i4"}[message.indices.dtype])
         assert np.array_equal(sent, codes.movedim(-1, 0).cpu().numpy().reshape(sent.shape)), message.step
         if message.mask is not None:
             assert np.array_equal(array(message.mask, "?"), mask.cpu().numpy()), message.step
@@ -593,9 +637,10 @@ def main() -> int:
     print(torch.__version__, torch.cuda.get_device_name(), zmq.zmq_version())
     checks: list[Callable[[Peer], str]] = [
         takes_odd_inputs, is_still_while_a_graph_is_captured, delivers_what_the_tensors_held, delivers_ordinary_steps,
-        delivers_steps_few_at_a_time, tells_a_sample_after_its_step, delivers_steps_of_any_length,
-        finds_codebooks_again, tells_gradients_with_codebooks, leaves_out_what_was_written_to,
-        leaves_out_what_was_written_to_late, goes_on_after_an_error, delivers_what_graphs_put_out, never_synchronises,
+        delivers_codes_now_and_then, delivers_steps_few_at_a_time, tells_a_sample_after_its_step,
+        delivers_steps_of_any_length, finds_codebooks_again, tells_gradients_with_codebooks,
+        leaves_out_what_was_written_to, leaves_out_what_was_written_to_late, goes_on_after_an_error,
+        tells_one_more_learning_rate, delivers_what_graphs_put_out, never_synchronises,
         allocates_nothing_after_warm_up, leaves_training_bit_identical,
     ]  # fmt: skip
     failed = 0

@@ -360,3 +360,16 @@ def test_an_error_while_a_form_is_made_costs_the_batch_and_no_slot(line: Line, p
     after = [line.send(first) for first in (6, 9)]
     line.arrive()
     assert arrived(peer) == losses_of([before, *after])
+
+
+def test_numbers_that_a_form_is_not_for_are_told_without_it(line: Line, peer: Peer) -> None:
+    for first in (0, 3):
+        line.send(first)
+    more = line.alike.batch(6, 3, [0, 1, 2], False, 6)
+    more._rates[1] = [0.5, 0.25]
+    line.outbox.add(more)
+    line.outbox.send(time.monotonic())
+    line.arrive()
+    assert line.filled == 1
+    assert arrived(peer)[6:] == losses_of([more])
+    assert [list(message.learning_rates.values()) for message in peer.of("step")][7] == [0.5, 0.25]
