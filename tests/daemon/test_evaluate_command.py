@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zmq
 from tests.daemon import evaluating
 from tests.servers import wait_for
 from tests.watching import Daemon
@@ -322,6 +323,15 @@ def test_no_daemon_is_told_in_time() -> None:
     with pytest.raises(PushError, match="daemon"), Push("ipc:///tmp/nobody", "r", 1, (), timeout=0.5):
         pass
     assert time.monotonic() - started < 5.0
+
+
+def test_a_daemon_that_goes_as_it_is_told_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    push = Push("ipc:///tmp/nobody", "r", 1, (), timeout=0.5)
+    push._socket.close()
+    push._socket = zmq.Context.instance().socket(zmq.DEALER)  # with no connection at all
+    monkeypatch.setattr(zmq.Socket, "poll", lambda *_: zmq.POLLOUT)
+    with pytest.raises(PushError, match="no daemon"), push:
+        pass
 
 
 # --- a directory that is written to -------------------------------------------------------------------------------

@@ -164,9 +164,14 @@ class Push:
         self._hand_over(frames)
 
     def _hand_over(self, frames: list[Frame]) -> None:
-        if not self._socket.poll(int(self._timeout * 1000), zmq.POLLOUT):
-            raise PushError(f"no daemon takes messages at {self._endpoint}")
-        self._socket.send_multipart(frames)
+        deadline = time.monotonic() + self._timeout
+        while (left := deadline - time.monotonic()) > 0 and self._socket.poll(int(left * 1000) + 1, zmq.POLLOUT):
+            try:
+                self._socket.send_multipart(frames, zmq.DONTWAIT)
+                return
+            except zmq.Again:  # the daemon went, or refused our key, since we asked
+                continue
+        raise PushError(f"no daemon takes messages at {self._endpoint}")
 
     def _settle(self, most_bytes: int) -> None:
         """Wait until at most so many bytes are unacknowledged."""

@@ -187,6 +187,9 @@ def test_usage_can_be_scrubbed_back_and_released(page: Any) -> None:
 def test_the_heatmap_can_be_read_by_keyboard(page: Any) -> None:
     browser.until(page, "return document.querySelector('.plane canvas') && true")
     page.execute_script("document.querySelector('.plane canvas').focus()")
+    page.execute_script("window.label = document.querySelector('.rows span')")
+    browser.until(page, "return !window.label.isConnected")  # drawn again: who walks with the keys stays where they are
+    assert page.execute_script("return document.activeElement === document.querySelector('.plane canvas')")
     keys = importlib.import_module("selenium.webdriver.common.keys").Keys
     page.switch_to.active_element.send_keys(keys.ARROW_RIGHT, keys.ARROW_RIGHT, keys.ARROW_DOWN)
     browser.until(page, "return document.querySelector('.said').innerText.startsWith('layer 1, code 1:')")

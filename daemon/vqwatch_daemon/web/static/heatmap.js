@@ -121,7 +121,8 @@ function show(box, run) {
   });
   rows.style.setProperty("--rows", layers.length);
   rows.style.gridTemplateRows = `repeat(${layers.length}, minmax(${layers.length > 24 ? ".6rem" : "1.35rem"}, 1fr))`;
-  rows.replaceChildren(plane, ...labels);
+  for (const label of rows.querySelectorAll(":scope > span")) label.remove(); // the plane stays, and with it the focus
+  rows.append(...labels);
   const canvas = plane.querySelector("canvas");
   paint(canvas, layers);
   const used = layers.map(([name, layer]) => `layer ${name} uses ${layer.used} of ${layer.size}`).join(", ");
