@@ -187,8 +187,7 @@ class Batch:
 
     def costs(self, seconds: float) -> dict[str, float]:
         """Return what the arrays of one of the steps cost, told what it took to send them all."""
-        share = (self._seconds / 2 + seconds) / len(self.steps)
-        return {schedule.CODES: share} if self._parts else {}
+        return _costs(self._seconds, seconds, len(self)) if self._parts else {}
 
 
 class Regular:
@@ -275,5 +274,9 @@ class Regular:
 
     def costs(self, seconds: float) -> dict[str, float]:
         """Return what the arrays of one of the steps cost, told what it took to send them all."""
-        share = (self._seconds / 2 + seconds) / len(self._steps)
-        return {schedule.CODES: share} if self._parts else {}
+        return _costs(self._seconds, seconds, len(self)) if self._parts else {}
+
+
+def _costs(copying: float, sending: float, steps: int) -> dict[str, float]:
+    """Return what the codes of one of some steps cost: half of the copying goes to the numbers."""
+    return {schedule.CODES: (copying / 2 + sending) / steps}

@@ -96,7 +96,8 @@ class Emitter:
         self._capture = Capture(settings.staging_bytes)
         self._optimizer = optimizer
         self._turned = 0.0
-        self._staged = self._left = False
+        self._staged = False
+        self._left = False  # all that was due to the next call, by the last one
         self._steps = self._look_at = self._unheard_calls = 0
         self._own_seconds = self._in_kinds = self._accounted = 0.0
         self._link = Link(

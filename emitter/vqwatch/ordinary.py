@@ -363,7 +363,8 @@ class Ordinary:
         if slot is None:
             return False
         with self._staging.on(self._stream):
-            slot.copy_alike(numbers, common, len(parts), sources, extras)
+            slot.copy_numbers(numbers, common, len(parts), sources, extras)
+            slot.copy_arrays(sources)
         slot.users = 1
         self._outbox.add(Batch(slot, steps, parts, len(numbers), time.monotonic() - started))
         return True

@@ -86,23 +86,11 @@ class Slot:
         layout = self._layouts.get(plan)
         if layout is None:
             layout = self.lay_out_one(items, sources, plan)
-        self._enqueue(layout, numbers, sources, ())
+        self._finish(self._begin(layout, numbers, ()), sources)
 
     def lay_out_one(self, items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any) -> Layout:
         """Work out where the arrays of one step lie."""
         return self._learn(plan, Layout(self, START, [items], sources, self._staging.between))
-
-    def copy_alike(
-        self,
-        numbers: Sequence[torch.Tensor],
-        arrays: Arrays | None,
-        count: int,
-        sources: Sequence[torch.Tensor],
-        extras: Sequence[Extra],
-    ) -> None:
-        """Enqueue copies of several steps, ``count`` of which have arrays, one like the other: a part for each."""
-        layout = self._layouts.get((arrays, count)) or self.lay_out(arrays, count, sources)
-        self._enqueue(layout, numbers, sources, extras)
 
     def copy_numbers(
         self,
@@ -112,12 +100,15 @@ class Slot:
         sources: Sequence[torch.Tensor],
         extras: Sequence[Extra],
     ) -> None:
-        """Enqueue what :meth:`copy_alike` does, but for the arrays: :meth:`copy_arrays` is to follow."""
+        """Enqueue copies of the numbers and extras of several steps; :meth:`copy_arrays` is to follow.
+
+        ``count`` of the steps have arrays, one like the other, of these sources: a part for each.
+        """
         layout = self._layouts.get((arrays, count)) or self.lay_out(arrays, count, sources)
         _run(self._begin(layout, numbers, extras))
 
     def copy_arrays(self, sources: Sequence[torch.Tensor]) -> None:
-        """Enqueue copies of the arrays, all that :meth:`copy_numbers` was told of, or none."""
+        """Enqueue copies of the arrays, all that :meth:`copy_numbers` was told of, or none; then it is on its way."""
         self._finish({}, sources)
 
     def lay_out(self, arrays: Arrays | None, count: int, sources: Sequence[torch.Tensor]) -> Layout:
@@ -139,15 +130,6 @@ class Slot:
             self._layouts.clear()
         self._layouts[plan] = layout
         return layout
-
-    def _enqueue(
-        self,
-        layout: Layout,
-        numbers: Sequence[torch.Tensor],
-        sources: Sequence[torch.Tensor],
-        extras: Sequence[Extra],
-    ) -> None:
-        self._finish(self._begin(layout, numbers, extras), sources)
 
     def _begin(self, layout: Layout, numbers: Sequence[torch.Tensor], extras: Sequence[Extra]) -> _Copies:
         """Choose where everything goes; return what to copy beside the arrays."""
