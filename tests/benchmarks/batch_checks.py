@@ -1,0 +1,262 @@
+"""Checks of the steps that are kept, copied together and sent as one: what arrives of them, and what is left out.
+
+They need a CUDA device, or ``on_host.py``; ``gpu_checks.py`` runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_peer import CUDA, Peer, array, watched
+from workload import SIZES, Training
+
+import vqwatch
+from vqwatch.schedule import MOST_TOGETHER
+from vqwatch.wire import Codes, Reconstruction, Step
+
+
+def delivers_ordinary_steps(peer: Peer) -> str:
+    """With codes at every step and seldom, by hooks and by argument: all equal to copies taken at the step."""
+    counts = []
+    for by_hook, every in ((False, 1), (True, 1), (False, 50), (True, 50)):
+        watch, wanted = _ordinary(peer, by_hook=by_hook, codes_every=every)
+        counts += [*_compare(peer, wanted), watch._ordinary.keeper.most]
+        assert counts[-3:-1] == [-(-120 // every), 120], (counts, watch.dropped)
+        watch.close(0.0)
+    return f"codes, steps, steps copied together: {counts}"
+
+
+def delivers_codes_now_and_then(peer: Peer) -> str:
+    """Steps of which some come with codes and some without, and no model whose hooks would tell them."""
+    peer.messages.clear()
+    training = Training(SIZES["launch-bound"], CUDA)
+    watch = vqwatch.attach(None, training.optimizer, endpoint=peer.endpoint, run="gpu", budget=float("inf"))
+    peer.take(1000)
+    wanted = []
+    for step in range(120):
+        out = training.step()
+        wanted.append(
+            [out["codes"].clone(), out["mask"].clone(), out["losses"]["vq"].clone(), out["grad_norm"].clone()]
+        )
+        watch.step(step, **{**out, "codes": out["codes"] if step < 60 or step % 3 == 1 else None})
+        peer.take()
+    watch.flush(0.2)
+    peer.take(200)
+    counts = _compare(peer, wanted)
+    assert counts == (80, 120), (counts, watch.dropped)
+    watch.close(0.0)
+    return f"codes, steps: {counts}"
+
+
+def tells_one_more_learning_rate(peer: Peer) -> str:
+    """The optimizer is given more groups of parameters while steps are kept: each step tells the rates that it had."""
+    peer.messages.clear()
+    training = Training(SIZES["launch-bound"], CUDA)
+    only_codes = dict.fromkeys(("clusters", "codebooks", "reconstruction", "gradients", "energies"), 0)
+    watch = watched(peer, training, budget=float("inf"), every=only_codes)
+    more = (127, 141, 166, 180)
+    for step in range(200):
+        if step in more:
+            group = {"params": [torch.nn.Parameter(torch.zeros(1, device=CUDA))], "lr": float(step)}
+            training.optimizer.add_param_group(group)
+        watch.step(step, **training.step())
+        peer.take()
+    watch.flush(0.2)
+    peer.take(200)
+    told = {message.step: [*message.learning_rates.values()] for message in peer.of(Step)}
+    assert told == {step: [1e-4, *(float(at) for at in more if at <= step)] for step in range(200)}, told
+    assert (watch.dropped, watch._ordinary.keeper.most) == ({}, MOST_TOGETHER), watch.dropped
+    watch.close(0.0)
+    return f"{len(told)} steps"
+
+
+def delivers_steps_few_at_a_time(peer: Peer) -> str:
+    """Codes so large that few steps are copied together: all of them arrive, however few."""
+    from vqwatch import ordinary
+
+    most, counts = ordinary.TOGETHER_BYTES, []
+    try:
+        for together in (2, 3, 5, 7):
+            size = SIZES["launch-bound"]
+            nbytes = sum(
+                -(-count // 256) * 256 for count in (size.batch * size.frames, 2 * 8 * size.batch * size.frames)
+            )
+            ordinary.TOGETHER_BYTES = together * nbytes  # type: ignore[misc]
+            watch, wanted = _ordinary(peer, by_hook=False)
+            counts.append(watch._ordinary.keeper.most)
+            assert (_compare(peer, wanted), watch.dropped) == ((120, 120), {}), (counts, watch.dropped)
+            watch.close(0.0)
+    finally:
+        ordinary.TOGETHER_BYTES = most  # type: ignore[misc]
+    return f"steps copied together: {counts}"
+
+
+def tells_a_sample_after_its_step(peer: Peer) -> str:
+    """A sample is due as long as a batch is half copied, of a step that is not in it: that is told first.
+
+    Nor does that hold up the batch.
+    """
+
+    def want(watch: vqwatch.Emitter, _step: int, _out: dict[str, Any]) -> None:
+        half = watch._ordinary is not None and watch._ordinary._begun is not None
+        watch._plan.every["reconstruction"] = 1 if half else 1 << 20
+        watch._plan.next_special = 0
+
+    watch, wanted = _ordinary(peer, by_hook=False, first=want)
+    counts = _compare(peer, wanted)
+    assert counts == (120, 120), (counts, watch.dropped)
+    told = {message.step: at for at, message in enumerate(peer.messages) if isinstance(message, Step)}
+    samples = [(at, message.step) for at, message in enumerate(peer.messages) if isinstance(message, Reconstruction)]
+    assert len(samples) > 2, samples
+    assert all(at > told[step] for at, step in samples), (samples, told)
+    watch.close(0.0)
+    return "each"
+
+
+def delivers_steps_of_any_length(peer: Peer) -> str:
+    """Steps of three lengths in turns, then each of another: equal to copies, whatever lies beside them."""
+
+    def cut(_watch: Any, step: int, out: dict[str, Any]) -> None:
+        frames = out["mask"].shape[1]
+        end = frames - (step % 3 if step < 60 else step % (frames // 2 + 1))
+        out.update(codes=out["codes"][:, :end].contiguous(), mask=out["mask"][:, :end].contiguous())
+
+    watch, wanted = _ordinary(peer, by_hook=False, first=cut)
+    counts = _compare(peer, wanted)
+    assert counts == (120, 120), (counts, watch.dropped)
+    watch.close(0.0)
+    return f"codes, steps: {counts}"
+
+
+def leaves_out_what_was_written_to(peer: Peer) -> str:
+    """A training that writes to what it gave: nothing wrong is sent, a few steps are counted, then nothing is lost."""
+
+    def overwrite(_watch: Any, out: dict[str, Any]) -> None:
+        for tensor in (out["codes"], out["losses"]["vq"].detach(), out["grad_norm"]):
+            tensor.zero_()
+
+    counts = []
+    for by_hook in (False, True):
+        watch, wanted = _ordinary(peer, by_hook=by_hook, then=overwrite)
+        codes, steps = _compare(peer, wanted)
+        lost = watch.dropped.get("codes:overwritten", 0)
+        counts += [codes, lost]
+        assert (codes + lost, steps) == (120, 120), (counts, watch.dropped)
+        assert lost <= MOST_TOGETHER, counts
+        watch.close(0.0)
+    return f"codes that arrived, left out: {counts}"
+
+
+def leaves_out_what_was_written_to_late(peer: Peer) -> str:
+    """Codes whose numbers are copied and they are not yet, when they are written to or their memory is used again.
+
+    They alone are missing, and counted.
+    """
+    counts = []
+    for reused, by_hook in ((False, False), (False, True), (True, False)):
+        lost: list[int] = []
+
+        def begun(watch: vqwatch.Emitter, lost: list[int] = lost) -> Any:
+            some = watch._ordinary and watch._ordinary._begun
+            if not some or lost or len(some.parts) < MOST_TOGETHER or some.held[0].step < 20:
+                return None
+            lost.append(some.held[4].step)
+            return some.held[4]
+
+        def overwrite(watch: vqwatch.Emitter, _out: dict[str, Any], begun: Any = begun) -> None:
+            held = begun(watch)
+            if held is not None:
+                held.arrays[0].zero_()
+
+        def use_again(watch: vqwatch.Emitter, _step: int, out: dict[str, Any], begun: Any = begun) -> None:
+            held = begun(watch)
+            if held is not None:
+                held.codes.data.copy_(out["codes"])  # as a replayed graph does: without a new version
+                out["codes"] = held.codes.detach()
+
+        changes: dict[str, Any] = {"first": use_again} if reused else {"then": overwrite}
+        watch, wanted = _ordinary(peer, by_hook=by_hook, **changes)
+        assert (_compare(peer, wanted), watch.dropped) == ((119, 120), {"codes:overwritten": 1}), watch.dropped
+        counts.append(set(range(120)) - {message.step for message in peer.of(Codes)} == set(lost))
+        assert counts[-1], (lost, sorted({message.step for message in peer.of(Codes)}))
+        watch.close(0.0)
+    return f"only those missing: {counts}"
+
+
+def goes_on_after_an_error(peer: Peer) -> str:
+    """An error of our own between the two calls that copy a batch: that batch is lost, and nothing else, nor a slot."""
+    failed: list[int] = []
+
+    def fail(watch: vqwatch.Emitter, step: int, _out: dict[str, Any]) -> None:
+        def broken(_begun: Any) -> None:
+            failed.append(step)
+            raise RuntimeError("on purpose")
+
+        if watch._ordinary is not None and watch._ordinary._begun is not None and not failed:
+            watch._ordinary._finish = broken  # type: ignore[method-assign]
+
+    training = Training(SIZES["launch-bound"], CUDA)
+    peer.messages.clear()
+    watch = watched(peer, training, budget=float("inf"))
+    for step in range(200):
+        out = training.step()
+        fail(watch, step, out)
+        watch.step(step, **out)
+        peer.take()
+    watch.flush(0.2)
+    peer.take(200)
+    told = {message.step for message in peer.of(Step)}
+    assert (watch.dropped, len(failed)) == ({"step:RuntimeError": 1}, 1), watch.dropped
+    assert len(set(range(200)) - told) <= MOST_TOGETHER + 2, sorted(set(range(200)) - told)
+    assert set(range(failed[0] + 1, 200)) <= told
+    staging = watch._capture.staging
+    assert staging is not None
+    assert [slot.users for slot in staging._small] == [0] * len(staging._small)
+    watch.close(0.0)
+    return f"{200 - len(told)} steps lost"
+
+
+def _ordinary(
+    peer: Peer,
+    by_hook: bool,
+    codes_every: int = 1,
+    first: Callable[[vqwatch.Emitter, int, dict[str, Any]], None] = lambda *_: None,
+    then: Callable[[vqwatch.Emitter, dict[str, Any]], None] = lambda *_: None,
+) -> tuple[vqwatch.Emitter, list[Any]]:
+    peer.messages.clear()
+    training = Training(SIZES["launch-bound"], CUDA)
+    watch = watched(peer, training, budget=float("inf"), every={"codes": codes_every})
+    wanted = []
+    for step in range(120):
+        out = training.step()
+        first(watch, step, out)
+        wanted.append(
+            [out["codes"].clone(), out["mask"].clone(), out["losses"]["vq"].clone(), out["grad_norm"].clone()]
+        )
+        watch.step(step, **{**out, "codes": None if by_hook else out["codes"]})
+        then(watch, out)
+        peer.take()
+    watch.flush(0.2)
+    peer.take(200)
+    return watch, wanted
+
+
+def _compare(peer: Peer, wanted: list[Any]) -> tuple[int, int]:
+    """Compare what arrived with copies; return how many codes and how many steps there were."""
+    for message in peer.of(Codes):
+        codes, mask, _, _ = wanted[message.step]
+        sent = array(message.indices, {"i16": "<i2", "i32": "<i4"}[message.indices.dtype])
+        assert np.array_equal(sent, codes.movedim(-1, 0).cpu().numpy().reshape(sent.shape)), message.step
+        if message.mask is not None:
+            assert np.array_equal(array(message.mask, "?"), mask.cpu().numpy()), message.step
+    for message in peer.of(Step):
+        vq = message.losses.get("vq")
+        assert vq is None or vq == wanted[message.step][2].item(), message.step
+        assert message.gradient_norm in (None, wanted[message.step][3].item()), message.step
+        assert message.learning_rates == {"0": 1e-4}
+    steps = [message.step for message in peer.of(Step)]
+    assert steps == list(range(len(wanted))), steps
+    return len(peer.of(Codes)), len(steps)
