@@ -168,6 +168,15 @@ def narrow(dtype: str, codebook_size: int) -> str:
     return min(dtype, wanted, key=order.index)
 
 
+def fitting(mask: Any, shape: tuple[int, ...]) -> Any:
+    """Return the mask in exactly this shape if only axes of length 1 are in the way, else None."""
+    if tuple(mask.shape) == shape:
+        return mask
+    if [size for size in mask.shape if size != 1] != [size for size in shape if size != 1]:
+        return None
+    return Host(mask.array.reshape(shape), mask.dtype) if isinstance(mask, Host) else mask.reshape(shape)
+
+
 def moved_last_axis_first(value: Host | torch.Tensor) -> Host | torch.Tensor:
     """Return a view whose first axis is the last one of ``value``."""
     if isinstance(value, Host):

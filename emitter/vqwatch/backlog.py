@@ -128,7 +128,17 @@ class Backlog:
     @property
     def sent_all(self) -> bool:
         """Return whether every message held was handed to the socket since the last rewind."""
-        return self._cursor >= len(self._held)
+        return self.unsent == 0
+
+    @property
+    def unsent(self) -> int:
+        """Return how many of the messages held, as they were added, are still to be handed to the socket."""
+        return len(self._held) - self._cursor
+
+    @property
+    def next(self) -> int:
+        """Return the number of the upcoming message."""
+        return self.following if self.sent_all else self._held[self._cursor].seq
 
     def rewind(self, seq: int) -> None:
         """Begin again with message ``seq``, or with the oldest one held where that is gone."""

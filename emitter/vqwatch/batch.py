@@ -29,8 +29,8 @@ class Taken:
     """An ordinary step on its way: as little as tells what to send when it has arrived."""
 
     __slots__ = (
-        "_at", "_known", "_losses", "_rates", "_rows", "_with_norm", "modules", "outgoing", "step", "tensors",
-        "time_ns",
+        "_at", "_known", "_losses", "_norms_at", "_rates", "_rows", "_with_norm", "modules", "outgoing", "step",
+        "tensors", "time_ns",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +43,7 @@ class Taken:
         rates: Sequence[float],
         outgoing: Sequence[tuple[str, Build]],
         rows: Mapping[str, int] | None = None,
+        norms_at: int = 0,
     ) -> None:
         self.step = step
         self.time_ns = time_ns
@@ -55,12 +56,16 @@ class Taken:
         self._known = dict(zip(routine.floats, floats, strict=True)) if routine.floats else _NOTHING
         self._rates = rates
         self._rows = rows
+        self._norms_at = norms_at
 
     @classmethod
-    def of(cls, held: Held, routine: Routine, at: int, outgoing: Sequence[tuple[str, Build]]) -> Taken:
-        """Return a step that was kept, taken like this, with its numbers in the slot from ``at`` on."""
+    def of(cls, held: Held, routine: Routine, at: int, norms_at: int, outgoing: Sequence[tuple[str, Build]]) -> Taken:
+        """Return a step that was kept, taken like this: in the slot its numbers lie from ``at`` on.
+
+        The norms of its layers, if there are any, lie from ``norms_at`` on.
+        """
         rows = {layer: rows for layer, (_, rows) in held.norms.items()} if held.norms else None
-        taken = cls(held.step, held.time_ns, routine, at, held.floats, held.rates, outgoing, rows)
+        taken = cls(held.step, held.time_ns, routine, at, held.floats, held.rates, outgoing, rows, norms_at)
         if held.gradients is not None:
             taken.modules = held.gradients[1]
         return taken
@@ -104,16 +109,13 @@ class Taken:
         end = at + len(self._losses)
         losses = dict(zip(self._losses, numbers[at:end], strict=True))
         losses.update(self._known)
-        norm = None
-        if self._with_norm:
-            norm = numbers[end]
-            end += 1
-        norms = dict(zip(self._rows, numbers[end : end + len(self._rows)], strict=True)) if self._rows else {}
+        norm = numbers[end] if self._with_norm else None
         found: dict[str, Any] = {"losses": losses} if losses else {}
         if self._rates:
             found["learning_rates"] = {str(index): rate for index, rate in enumerate(self._rates)}
         if self._rows:
-            found.update(energies(norms, self._rows))
+            of_layers = numbers[self._norms_at : self._norms_at + len(self._rows)]
+            found.update(energies(dict(zip(self._rows, of_layers, strict=True)), self._rows))
         found.update(gradient_norms(norm, self.tensors.get(GRADIENT_KEY), self.modules))
         return found
 
@@ -154,7 +156,7 @@ def arrays_of(steps: Sequence[Taken]) -> list[tuple[str, Build, list[Taken]]]:
 class Batch:
     """Ordinary steps that lie in one slot, with so many numbers in all; ``parts`` of them have arrays.
 
-    ``told`` says that the steps were sent, and what is left are the arrays.
+    ``made`` counts the messages of the steps once these were made, to be sent with the arrays; None before.
     """
 
     def __init__(
@@ -162,7 +164,7 @@ class Batch:
     ) -> None:
         self.slot = slot
         self.steps = steps
-        self.told = False
+        self.made: int | None = None
         self._parts = parts
         self._numbers = numbers
         self._seconds = seconds

@@ -1,4 +1,4 @@
-"""Ordinary steps that are half copied, between the two calls that it takes."""
+"""Ordinary steps of one routine, between the three calls that it takes to copy them."""
 
 from __future__ import annotations
 
@@ -16,37 +16,50 @@ if TYPE_CHECKING:
     from .slots import Slot
 
 
-class Begun(NamedTuple):
-    """Steps of one routine whose numbers are on their way to a slot, and whose arrays are not yet.
+class Looked(NamedTuple):
+    """The first ``steps`` steps that are kept, all of one routine, and what is to be copied of them to a slot.
 
-    Those are the ``sources``, with their ``versions``. ``parts`` are the places of the steps that have some; ``told``
-    tells what lies behind those, laid out by ``plan``. ``special`` says that some steps have norms of layers or
-    gradients beside.
+    ``numbers`` are those of all, without norms of layers, ``sources`` the arrays of the steps that have some, at the
+    places ``parts``. ``told`` tells what lies behind those, laid out by ``plan``. ``special`` says that some steps have
+    norms of layers or gradients beside.
     """
 
     slot: Slot
     routine: Routine
-    held: list[Held]
+    steps: int
     parts: list[int]
+    numbers: list[torch.Tensor]
     sources: list[torch.Tensor]
-    versions: list[int]
     told: Sequence[tuple[str, Build]]
     plan: Any
     special: bool
     seconds: float
 
+
+class Begun(NamedTuple):
+    """Steps whose numbers are on their way to the slot, and whose arrays, with their ``versions``, are not yet."""
+
+    looked: Looked
+    held: list[Held]
+    versions: list[int]
+    seconds: float
+
     def regular(self, seconds: float) -> Regular:
         """Return them as steps that are all alike, told how long the copies took."""
-        return Regular(self.slot, self.routine, self.held, self.parts, self.told, self.plan, seconds)
+        looked = self.looked
+        return Regular(looked.slot, looked.routine, self.held, looked.parts, looked.told, looked.plan, seconds)
 
     def apart(self, lost: Sequence[int], seconds: float) -> Batch:
         """Return them as steps that can each be told in its own way, without the arrays of those at some places."""
-        routine, at = self.routine, 0
+        looked = self.looked
+        routine, parts = looked.routine, looked.parts
+        norms_at = routine.numbers * len(self.held)
         steps: list[Taken] = []
         outgoing = () if routine.arrays is None else routine.arrays.outgoing
         for index, one in enumerate(self.held):
-            with_arrays = index in self.parts and index not in lost
-            steps.append(Taken.of(one, routine, at, outgoing if with_arrays else ()))
-            at += routine.numbers + len(one.norms)
-        steps[-1].outgoing = [*steps[-1].outgoing, *self.told]
-        return Batch(self.slot, steps, [steps[index] for index in self.parts], at, seconds)
+            with_arrays = index in parts and index not in lost
+            at = index * routine.numbers
+            steps.append(Taken.of(one, routine, at, norms_at, outgoing if with_arrays else ()))
+            norms_at += len(one.norms)
+        steps[-1].outgoing = [*steps[-1].outgoing, *looked.told]
+        return Batch(looked.slot, steps, [steps[index] for index in parts], norms_at, seconds)

@@ -12,22 +12,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from . import codes as code_reader
-from . import sampling, schedule
-from .arrays import Host, Refused, take, whole_shape, wire_dtype
+from . import schedule
+from .arrays import Refused, fitting, take, wire_dtype
 from .capture import Key
 from .complaints import Complaints
-from .entry import GRADIENT_KEY, Arrived, CodebooksBuild, CodesBuild, Entry
+from .entry import GRADIENT_KEY, CodebooksBuild, CodesBuild, Entry
 from .gradients import Gradients, Sketcher
+from .samples import Samples
 from .scalars import ENERGY, LOSS, NORM, RATE, learning_rates
 from .snapshot import Snapshot
-from .wire import (
-    FLOAT_DTYPES,
-    ITEM_BYTES,
-    MAX_LAYERS,
-    Message,
-    Origin,
-    Reconstruction,
-)
+from .wire import MAX_LAYERS, Origin
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +56,7 @@ class Collector:
         self.codebook_size = max((layer.info.size for layer in self._layers), default=1 << 20)
         self._optimizer = optimizer
         self._complaints = complaints
-        self._reconstruction_bytes = reconstruction_bytes
+        self._samples = Samples(origin, reconstruction_bytes)
         self._gradients = Gradients(model) if model is not None else None
         self._sketcher = Sketcher() if ranks > 1 else None
         self._leads = origin.rank == 0
@@ -70,7 +64,6 @@ class Collector:
         self.norms: dict[str, tuple[Any, int]] = {}
         self._latents: dict[str, Any] = {}
         self._snapshots: dict[tuple[tuple[str, ...], int], Snapshot] = {}
-        self._turn = 0
         self.wants_codes = True
 
     # --- the tap: called by hooks in the forward pass -----------------------------------------------------------------
@@ -149,13 +142,12 @@ class Collector:
         if schedule.RECONSTRUCTION in due and original is not None and reconstructed is not None:
             mask_fits = (
                 self._timed(
-                    entry, schedule.RECONSTRUCTION, self._take_reconstruction, entry, original, reconstructed,
-                    checked_mask,
+                    entry, schedule.RECONSTRUCTION, self._samples.take, entry, original, reconstructed, checked_mask,
                 )
                 or mask_fits
             )  # fmt: skip
         elif not mask_fits and checked_mask is not None and original is not None:
-            mask_fits = _fitting(checked_mask, tuple(getattr(original, "shape", ()))[:-1]) is not None
+            mask_fits = fitting(checked_mask, tuple(getattr(original, "shape", ()))[:-1]) is not None
         if checked_mask is not None and not mask_fits and not kept:
             detail = f"mask {list(checked_mask.shape)} fits neither the codes nor the original"
             self._complaints.refused("mask", Refused("shape", detail))
@@ -216,48 +208,14 @@ class Collector:
             entry.take(key, schedule.CODES, part.sources, part.shape, part.dtype)
             mask_key: Key | None = None
             shape = part.shape[1:]
-            fitting = _fitting(mask, shape) if mask is not None else None
-            if fitting is not None:
+            fitted_mask = fitting(mask, shape) if mask is not None else None
+            if fitted_mask is not None:
                 mask_key = (*key, "mask")
-                entry.take(mask_key, schedule.CODES, [fitting], shape, wire_dtype(mask))
+                entry.take(mask_key, schedule.CODES, [fitted_mask], shape, wire_dtype(mask))
                 fitted = True
             place = index, len(parts)
             entry.outgoing.append(("codes", CodesBuild(self._origin, part.layers, place, key, mask_key)))
         return fitted
-
-    def _take_reconstruction(self, entry: Entry, original: Any, reconstructed: Any, mask: Any) -> bool:
-        pair = [take(original, "original"), take(reconstructed, "reconstructed")]
-        shape = tuple(pair[0].shape)
-        if shape != tuple(pair[1].shape):
-            raise Refused("shape", f"original {list(shape)} beside reconstructed {list(pair[1].shape)}")
-        if not 2 <= len(shape) <= 4 or 0 in shape:
-            raise Refused("shape", f"original is {list(shape)}, expected [B, T, D] or [B, D]")
-        if whole_shape(original, pair[0])[-1] != shape[-1]:
-            raise Refused("sharded", f"this rank has {shape[-1]} of the features, expected all")
-        dtypes = [wire_dtype(value) for value in pair]
-        if not FLOAT_DTYPES.issuperset(dtypes):
-            raise Refused("dtype", f"original is {dtypes[0]} and reconstructed {dtypes[1]}, expected floats")
-        self._turn += 1
-        most = self._reconstruction_bytes // 2
-        chosen = sampling.rows(shape, max(ITEM_BYTES[dtype] for dtype in dtypes), most, self._turn)
-        for name, value, dtype in zip(("original", "reconstructed"), pair, dtypes, strict=True):
-            part = _sliced(value, chosen)
-            key = ("reconstruction", name)
-            entry.take(key, schedule.RECONSTRUCTION, [part], tuple(part.shape), dtype)
-        fitting = _fitting(mask, shape[:-1]) if mask is not None else None
-        if fitting is not None:
-            part = _sliced(fitting, chosen[: len(shape) - 1])
-            key = ("reconstruction", "mask")
-            entry.take(key, schedule.RECONSTRUCTION, [part], tuple(part.shape), wire_dtype(mask))
-        entry.outgoing.append(("reconstruction", self._reconstruction_message))
-        return fitting is not None
-
-    def _reconstruction_message(self, entry: Arrived, seq: int) -> Message:
-        tensors = entry.tensors
-        return Reconstruction(
-            self._origin, seq, entry.time_ns, entry.step, tensors["reconstruction", "original"],
-            tensors["reconstruction", "reconstructed"], tensors.get(("reconstruction", "mask")),
-        )  # fmt: skip
 
     def _take_codebooks(self, entry: Entry, fields: tuple[str, ...]) -> None:
         """Take the fields of every layer; ranks other than 0 send only sketches, by which they can be compared."""
@@ -307,13 +265,15 @@ class Collector:
     def take_beside(self, entry: Entry, due: frozenset[str], original: Any, reconstructed: Any, mask: Any) -> None:
         """Take what is due of a step whose numbers and codes are kept: a sample, codebooks."""
         if schedule.RECONSTRUCTION in due and original is not None and reconstructed is not None:
-            checked = self._try("mask", take, mask, "mask") if mask is not None else None
-            self._timed(
-                entry, schedule.RECONSTRUCTION, self._take_reconstruction, entry, original, reconstructed, checked
-            )
+            self._timed(entry, schedule.RECONSTRUCTION, self._take_sample, entry, original, reconstructed, mask)
         if self._layers and schedule.CODEBOOKS in due:
             self._timed(entry, schedule.CODEBOOKS, self._take_codebooks, entry, ("codebook", "cluster_size"))
         self._latents = {}
+
+    def _take_sample(self, entry: Entry, original: Any, reconstructed: Any, mask: Any) -> None:
+        if not self._samples.take_again(entry, original, reconstructed, mask):
+            checked = self._try("mask", take, mask, "mask") if mask is not None else None
+            self._samples.take(entry, original, reconstructed, checked)
 
     def gradient_parts(self, whole: bool) -> int:
         """Return in how many steps the gradient norms of all modules are taken."""
@@ -361,16 +321,3 @@ def _turns(tapped: list[tuple[str, Any]]) -> list[list[tuple[str, Any]]]:
         seen.add(layer)
         turns[-1].append((layer, indices))
     return turns
-
-
-def _fitting(mask: Any, shape: tuple[int, ...]) -> Any:
-    """Return the mask in exactly this shape if only axes of length 1 are in the way, else None."""
-    if tuple(mask.shape) == shape:
-        return mask
-    if [size for size in mask.shape if size != 1] != [size for size in shape if size != 1]:
-        return None
-    return Host(mask.array.reshape(shape), mask.dtype) if isinstance(mask, Host) else mask.reshape(shape)
-
-
-def _sliced(value: Any, chosen: tuple[slice, ...]) -> Any:
-    return Host(value.array[chosen], value.dtype) if isinstance(value, Host) else value[chosen]

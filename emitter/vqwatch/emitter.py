@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("vqwatch")
 _monotonic: Final = time.monotonic
 
-LISTEN_SECONDS: Final = 1.5
+LISTEN_SECONDS: Final = 2.0
 """How often a training on a device listens to the daemon, which answers once a second where all is well."""
 
 MOST_UNHEARD_CALLS: Final = 3
@@ -250,7 +250,6 @@ class Emitter:
             seconds = outbox.send(now, in_part=pending < MANY_PENDING)
             if seconds is not None:
                 self._in_kinds += seconds
-                ordinary.keeper.let_go()
                 if not much:
                     return
         if unheard >= LISTEN_SECONDS:
@@ -378,7 +377,7 @@ class Emitter:
     def _copy_held(self) -> None:
         """Begin the copies of ordinary steps that are kept, so that steps stay in order."""
         if self._ordinary is not None:
-            self._ordinary.copy()
+            self._ordinary.copy(late=True)
 
     def _listen(self, now: float) -> None:
         """Take in what the daemon answered."""

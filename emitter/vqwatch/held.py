@@ -103,7 +103,7 @@ class Held:
         self.look()
 
     def let_go_of_arrays(self) -> None:
-        """Have no arrays any more, as they were copied; :class:`Keeper` lets go of the numbers later."""
+        """Have no arrays any more, as they were copied."""
         self.codes, self.tapped, self.mask, self.gradients = None, (), None, None
         del self.tensors[self.numbers :]
 
@@ -121,9 +121,9 @@ class Held:
         self.look()
 
 
-def any_changed(steps: Sequence[Held], tensors: Sequence[torch.Tensor]) -> bool:
+def any_changed(steps: Sequence[Held]) -> bool:
     """Return whether any of the tensors of some steps was written to since its step was given."""
-    return [tensor._version for tensor in tensors] != [version for held in steps for version in held.versions]
+    return any([tensor._version for tensor in held.tensors] != held.versions for held in steps)
 
 
 class Keeper:
@@ -138,12 +138,11 @@ class Keeper:
 
     __slots__ = (
         "_collector", "_groups", "_numbers", "_owner", "_places", "arrays_reused", "at_once", "begun", "begun_reused",
-        "copied", "held", "last", "most", "numbers_reused", "since",
+        "held", "last", "most", "numbers_reused", "since",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, groups: Sequence[Mapping[str, Any]], last: int) -> None:
         self.held: list[Held] = []
-        self.copied: list[Held] = []
         self.last = last
         self.most = 1
         self.since = 0.0
@@ -217,15 +216,15 @@ class Keeper:
         self.held.append(held)
         return True
 
-    def let_go(self) -> None:
-        """Let go of half of what was copied."""
-        del self.copied[len(self.copied) // 2 :]
+    def take(self, count: int | None = None) -> tuple[list[Held], list[int]]:
+        """Return the first so many of the steps that are kept, or all, and keep them no longer.
 
-    def take(self) -> tuple[list[Held], list[int]]:
-        """Return the steps that are kept, and keep them no longer; and the addresses of their arrays."""
-        held, self.held = self.held, []
-        places, self._places = self._places, []
-        self._numbers.clear()
+        With them come the addresses of their arrays.
+        """
+        count = len(self.held) if count is None else count
+        held, self.held = self.held[:count], self.held[count:]
+        places, self._places = self._places[:count], self._places[count:]
+        del self._numbers[:count]
         return held, places
 
 

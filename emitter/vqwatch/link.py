@@ -236,27 +236,37 @@ class Link:
         self.sent[kind] += count
         return loans
 
+    def hold(self, messages: Sequence[tuple[Encode, int]]) -> bool:
+        """Take must-arrive messages of one kind, "step", into the backlog; return whether all found room there.
+
+        With each comes how many messages it stands for. They are sent :meth:`together` with arrays, or in their turn.
+        """
+        room = True
+        for message, steps in messages:
+            pushed_out = self.backlog.add(message, steps)
+            if pushed_out:
+                self.dropped["step:backlog"] += pushed_out
+                room = False
+        return room
+
     def together(
         self,
         messages: Sequence[tuple[Encode, int]],
         arrays: Sequence[tuple[str, Make, int]],
         memory: Memory,
         now: float,
+        held: int = 0,
     ) -> list[Loan]:
         """Send must-arrive ``messages`` of one kind, "step", and ``arrays`` as one where that can be, else one by one.
 
-        With each comes how many messages it stands for. The buffers of ``arrays`` lie in ``memory``, in order. What
-        cannot be sent is kept or counted as :meth:`must_arrive` and :meth:`best_effort` do; of arrays that cannot be
-        made, the kind and the error are counted.
+        With each comes how many messages it stands for. ``held`` of them were given to :meth:`hold` before. The
+        buffers of ``arrays`` lie in ``memory``, in order. What cannot be sent is kept or counted as :meth:`must_arrive`
+        and :meth:`best_effort` do; of arrays that cannot be made, the kind and the error are counted.
         """
         backlog = self.backlog
-        first = backlog.following
-        alone = not (backlog.sent_all and self.writable)
-        for message, steps in messages:
-            pushed_out = backlog.add(message, steps)
-            if pushed_out:
-                self.dropped["step:backlog"] += pushed_out
-                alone = True
+        first, held = backlog.next, min(held, backlog.unsent)
+        alone = backlog.unsent > held or not self.writable
+        alone = not self.hold(messages) or alone
         if not alone and self._room_for(len(memory.data)):
             made: list[Bundled] = []
             numbers: dict[str, int] = {}
@@ -281,7 +291,7 @@ class Link:
                     self.sent[kind] = number
                 return loans
             backlog.rewind(first)
-        self._send_backlog(now, at_most=2 * len(messages))
+        self._send_backlog(now, at_most=2 * (held + len(messages)))
         loans = []
         for kind, make, count in arrays:
             try:

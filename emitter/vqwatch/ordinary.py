@@ -14,14 +14,14 @@ import torch
 
 from . import schedule
 from .batch import Batch, Taken
-from .begun import Begun
+from .begun import Begun, Looked
 from .capture import aligned, item_of
 from .entry import GRADIENT_KEY, Entry
 from .held import Held, Keeper, any_changed
 from .layout import BARE_BYTES, MOST_SCALARS, Extra
 from .routine import Arrays, Routine, look
 from .staging import SMALL_SLOTS
-from .wire import MAX_BUNDLED, MAX_INTEGER
+from .wire import MAX_BUNDLED, MAX_INTEGER, MAX_STEPS
 
 if TYPE_CHECKING:
     from .collect import Collector
@@ -39,6 +39,9 @@ TOGETHER_BYTES: Final = 8 << 20
 
 LAID_OUT_KINDS: Final = 2
 """Kinds of arrays that are laid out when they are met; of more, as where lengths differ, most never come again."""
+
+_LEGACY_STREAM: Final = 0
+"""The handle of the stream that a training uses where it chooses none. On it nothing can be captured."""
 
 _is_capturing: Any = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)  # a build without CUDA lacks it
 
@@ -77,7 +80,9 @@ class Ordinary:
         self._most_messages = 1
         self._one_by_one = False
         self._strange = 0
+        self._looked: Looked | None = None
         self._begun: Begun | None = None
+        self._copied: list[Held] = []  # that nobody needs any more: to free them takes so long that it is done later
         self._patience_seconds = PATIENCE_SECONDS
 
     def keep(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any, now: float) -> bool:
@@ -97,7 +102,7 @@ class Ordinary:
 
     def capturing(self) -> bool:
         """Return whether a CUDA graph is being captured, in which nothing may be done."""
-        return bool(_is_capturing())
+        return self._raw_current() != _LEGACY_STREAM and bool(_is_capturing())
 
     def want_gradients(self) -> None:
         """Begin with the gradient norms: of all modules at once where the last step is told no norm, else in parts."""
@@ -116,7 +121,7 @@ class Ordinary:
     def due(self, now: float) -> bool:
         """Return whether there is something to copy now."""
         keeper = self.keeper
-        if self._begun is not None or len(keeper.held) >= keeper.most:
+        if self._looked is not None or self._begun is not None or len(keeper.held) >= keeper.most:
             return True
         if keeper.numbers_reused or keeper.arrays_reused:
             return True
@@ -133,40 +138,47 @@ class Ordinary:
         self.keeper.most = most = min(most, (MAX_BUNDLED - 1) // self._most_messages)
         self.keeper.at_once = most > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
 
-    def copy(self, in_part: bool = False) -> None:
+    def copy(self, in_part: bool = False, late: bool = False) -> None:
         """Begin the copies of the steps kept, together where they are ordinary; the others go the general way.
 
-        ``in_part`` leaves the arrays of ordinary steps to the next call: what CUDA takes for all at once is long.
+        ``in_part`` does one of three parts: ordinary steps are looked at, then their numbers are copied, then their
+        arrays. What it takes for all at once is long. ``late`` says that the training has gone on since the last step.
         """
-        keeper = self.keeper
-        if not (keeper.held or self._begun) or self.capturing():
+        if not (self.keeper.held or self._begun) or self.capturing():
             return
-        if self._begun is not None:
-            self._finish(self._begun)
-            if in_part or not keeper.held:
-                return
+        self._copy_part(late)
+        while not in_part and (self.keeper.held or self._begun):
+            self._copy_part(late)
+
+    def _copy_part(self, late: bool) -> None:
         started = time.monotonic()
-        held, places = keeper.take()
-        for index in keeper.numbers_reused:
-            self._leave_out(held[index], numbers=True, arrays=False)
-        for index in keeper.arrays_reused:
-            self._leave_out(held[index], numbers=False, arrays=True)
-        keeper.numbers_reused, keeper.arrays_reused = [], []
-        tensors = [tensor for one in held for tensor in one.tensors]
-        if any_changed(held, tensors):
-            for one in held:
-                numbers, arrays = one.changed()
-                if numbers or arrays:
-                    self._leave_out(one, numbers, arrays)
-            tensors = [tensor for one in held for tensor in one.tensors]
-        self._begun = begun = self._begin(held, tensors, started)
-        if begun is None:
-            self._copy_each(held, started)
-            self._done(held)
-        elif in_part and begun.parts:
-            keeper.begun = places
+        if self._begun is not None:
+            self._finish(self._begun, started)
+        elif self._looked is None and (looked := self._look(started, late)) is not None:
+            self._looked = looked
         else:
-            self._finish(begun)
+            self._begun = begun = self._begin(started)
+            if begun is None:
+                self._copy_separately(started, late)
+            elif not begun.looked.parts:
+                self._finish(begun, started)
+
+    def _copy_separately(self, started: float, late: bool) -> None:
+        """Leave out what was written to, and take each of the steps kept by itself."""
+        keeper = self.keeper
+        numbers_reused, arrays_reused = keeper.numbers_reused, keeper.arrays_reused
+        keeper.numbers_reused, keeper.arrays_reused = [], []
+        held, _ = keeper.take()
+        for index in numbers_reused:
+            self._leave_out(held[index], numbers=True, arrays=False)
+        for index in arrays_reused:
+            self._leave_out(held[index], numbers=False, arrays=True)
+        for one in held:
+            numbers, arrays = one.changed()
+            if numbers or arrays:
+                self._leave_out(one, numbers, arrays)
+        self._copy_each(held, started, late)
+        self._done(held)
 
     def _done(self, held: list[Held]) -> None:
         """Let go of steps whose copies are under way, and of what was taken beside them."""
@@ -175,35 +187,33 @@ class Ordinary:
             self._outbox.add(beside.pop(0))
         for one in held:
             one.let_go_of_arrays()
-        self.keeper.copied = held
+        self._copied = held
 
-    def _begin(self, held: list[Held], tensors: list[torch.Tensor], started: float) -> Begun | None:
-        """Enqueue the copies of all but the arrays of steps that are all taken as the last one was.
+    def _look(self, started: float, late: bool) -> Looked | None:
+        """Enqueue the copies of what comes seldom; return what else is to be copied of the steps kept, of one routine.
 
-        Returns None, with nothing done, where they are not. Most steps come this way: nothing is done for each of them
-        that can be done for all at once.
+        Returns None, with nothing done, where they are not all taken as the last one was. Most steps come this way:
+        nothing is done for each of them that can be done for all at once.
         """
+        held = self.keeper.held
         first, last = held[0], held[-1]
         due = self._plan.codes_due_at([one.step for one in held])
         routine = self._latest[first.codes is not None or len(first.tapped) > 0] or self._latest[False]
-        if routine is None:
+        if routine is None or len(held) > MAX_STEPS:
             return None
-        if routine.arrays is None:
-            if [index for index in due if held[index].codes is not None or held[index].tapped]:
-                return None
-            tensors = [tensor for one in held for tensor in one.tensors[: one.numbers]]
-        if not routine.fits_all(held, tensors):
+        arrays = routine.arrays
+        if arrays is None and [index for index in due if held[index].codes is not None or held[index].tapped]:
             return None
-        arrays, count = routine.arrays, first.numbers
+        numbers = [tensor for one in held for tensor in one.tensors[: one.numbers]]
+        given = [] if arrays is None else [tensor for one in held for tensor in one.tensors[one.numbers :]]
+        if not routine.fits_all(held, numbers, given):
+            return None
         parts: list[int] = []
         sources: list[torch.Tensor] = []
-        numbers = tensors
         if arrays is not None:
             parts = due
-            starts = range(0, len(tensors), len(first.tensors))
-            numbers = [tensor for at in starts for tensor in tensors[at : at + count]]
-            end = count + len(arrays.dtypes)
-            sources = [tensor for part in parts for tensor in tensors[starts[part] + count : starts[part] + end]]
+            each, used = len(given) // len(held), len(arrays.dtypes)
+            sources = [tensor for part in parts for tensor in given[part * each : part * each + used]]
         special = [index for index, one in enumerate(held) if one.norms or one.gradients is not None]
         for index in special:
             one = held[index]
@@ -211,14 +221,13 @@ class Ordinary:
                 like_it = self._routine(one, one.scalars, index in parts)
                 if like_it is None or like_it.arrays is not (arrays if index in parts else None):
                     return None
-        if special:
-            numbers = [tensor for one in held for tensor in one.scalars]
+        norms = [norm for index in special for norm, _ in held[index].norms.values()]
         size = BARE_BYTES if arrays is None else BARE_BYTES + len(parts) * arrays.nbytes
-        if size > self._staging.small_bytes or len(numbers) > MOST_SCALARS:
+        if size > self._staging.small_bytes or len(numbers) + len(norms) > MOST_SCALARS:
             return None
         extras: list[Extra] = []
         told: Sequence[tuple[str, Build]] = ()
-        if self._plan.is_due(schedule.CLUSTERS, last.step, self._plan.last):
+        if not late and self._plan.is_due(schedule.CLUSTERS, last.step, self._plan.last):
             told = self._take_clusters(last.step, len(held) - 1, extras)
         plan = extras[0].plan if extras else None
         extras += [_gradients(index, held[index]) for index in special if held[index].gradients is not None]
@@ -227,42 +236,67 @@ class Ordinary:
             return None
         try:
             with self._staging.on(self._stream):
-                slot.copy_numbers(numbers, arrays if parts else None, len(parts), sources, extras)
-        except Exception:  # such as memory of a CUDA graph that torch has taken back: whose is it?
+                slot.copy_extras(arrays if parts else None, len(parts), sources, extras, norms, len(numbers))
+        except Exception:  # such as memory of a CUDA graph that torch has taken back
             return None
         slot.users = 1
-        self._plan.last = last.step
-        versions = [source._version for source in sources]
         seconds = time.monotonic() - started
-        return Begun(slot, routine, held, parts, sources, versions, told, plan, bool(special), seconds)
+        return Looked(slot, routine, len(held), parts, numbers, sources, told, plan, len(special) > 0, seconds)
 
-    def _finish(self, begun: Begun) -> None:
+    def _begin(self, started: float) -> Begun | None:
+        """Enqueue the copies of the numbers of the steps looked at.
+
+        Returns None, with nothing done, where there are none, or some of those kept were written to meanwhile.
+        """
+        keeper, looked, self._looked = self.keeper, self._looked, None
+        self._copied = []
+        if looked is None:
+            return None
+        reused = keeper.numbers_reused or keeper.arrays_reused
+        if reused or any_changed(keeper.held[: looked.steps]) or not self._copied_numbers(looked):
+            looked.slot.release([])
+            return None
+        held, keeper.begun = keeper.take(looked.steps)
+        keeper.since = started  # a step or two may be left
+        self._plan.last = held[-1].step
+        versions = [source._version for source in looked.sources]
+        return Begun(looked, held, versions, looked.seconds + time.monotonic() - started)
+
+    def _copied_numbers(self, looked: Looked) -> bool:
+        try:
+            with self._staging.on(self._stream):
+                looked.slot.copy_numbers(looked.numbers)
+        except Exception:  # such as memory of a CUDA graph that torch has taken back: whose is it?
+            return False
+        return True
+
+    def _finish(self, begun: Begun, started: float) -> None:
         """Enqueue the copies of the arrays, and have it all sent."""
-        started = time.monotonic()
         self._begun = None
-        slot, held, lost = begun.slot, begun.held, self._overwritten(begun)
+        looked, held, lost = begun.looked, begun.held, self._overwritten(begun)
         with self._staging.on(self._stream):
             try:
-                slot.copy_arrays(begun.sources)
+                looked.slot.copy_arrays(looked.sources)
             except Exception:  # such as memory of a CUDA graph that torch has taken back
-                lost = begun.parts
-                slot.copy_arrays(())
+                lost = looked.parts
+                looked.slot.copy_arrays(())
         seconds = begun.seconds + time.monotonic() - started
-        self._outbox.add(begun.apart(lost, seconds) if lost or begun.special else begun.regular(seconds))
+        self._outbox.add(begun.apart(lost, seconds) if lost or looked.special else begun.regular(seconds))
         for index in lost:
             self._leave_out(held[index], numbers=False, arrays=True)
         self._done(held)
 
     def _overwritten(self, begun: Begun) -> list[int]:
         """Return whose arrays were written to before they could be copied, as places among the steps begun."""
-        keeper, parts = self.keeper, begun.parts
+        keeper, looked = self.keeper, begun.looked
+        parts = looked.parts
         lost = [index for index in keeper.begun_reused if index in parts]
         keeper.begun, keeper.begun_reused = [], []
-        if [source._version for source in begun.sources] != begun.versions:
+        if [source._version for source in looked.sources] != begun.versions:
             lost += [index for index in parts if index not in lost and begun.held[index].changed()[1]]
         return lost
 
-    def _copy_each(self, held: list[Held], started: float) -> None:
+    def _copy_each(self, held: list[Held], started: float, late: bool) -> None:
         """Take each step as one like it was taken, and enqueue their copies together as far as that goes."""
         plan = self._plan
         before = plan.last
@@ -280,7 +314,7 @@ class Ordinary:
             else:
                 plan.last = one.step
                 batch.append((one, routine, given))
-        self._copy(batch, started, plan.is_due(schedule.CLUSTERS, held[-1].step, before))
+        self._copy(batch, started, not late and plan.is_due(schedule.CLUSTERS, held[-1].step, before))
 
     def _routine(self, held: Held, numbers: list[torch.Tensor], with_codes: bool) -> Routine | None:
         """Return how a step is taken: as the last one was, or one before; None where nothing like it was met."""
@@ -340,12 +374,16 @@ class Ordinary:
         told: Sequence[tuple[str, Build]] = ()
         if clusters:  # before all other extras, so that they always lie in the same place
             told = self._take_clusters(chosen[-1][0].step, len(chosen) - 1, extras)
+        norms: list[torch.Tensor] = []
+        plain = sum([held.numbers for held, _, _ in chosen])
         kinds = [routine.arrays for _, routine, _ in chosen if routine.arrays is not None]
         common = max(set(kinds), key=kinds.count, default=None)
         for held, routine, given in chosen:
             arrays = routine.arrays
-            taken = Taken.of(held, routine, len(numbers), () if arrays is None else arrays.outgoing)
-            numbers += given
+            outgoing = () if arrays is None else arrays.outgoing
+            taken = Taken.of(held, routine, len(numbers), plain + len(norms), outgoing)
+            numbers += given[: held.numbers]
+            norms += given[held.numbers :]
             if arrays is not None:
                 of_step = arrays.of(held)
                 if arrays is common:
@@ -363,10 +401,11 @@ class Ordinary:
         if slot is None:
             return False
         with self._staging.on(self._stream):
-            slot.copy_numbers(numbers, common, len(parts), sources, extras)
+            slot.copy_extras(common, len(parts), sources, extras, norms, plain)
+            slot.copy_numbers(numbers)
             slot.copy_arrays(sources)
         slot.users = 1
-        self._outbox.add(Batch(slot, steps, parts, len(numbers), time.monotonic() - started))
+        self._outbox.add(Batch(slot, steps, parts, plain + len(norms), time.monotonic() - started))
         return True
 
     def _take_clusters(self, step: int, owner: int, extras: list[Extra]) -> Sequence[tuple[str, Build]]:
@@ -381,9 +420,10 @@ class Ordinary:
 
     def give_up(self) -> None:
         """Let go of the slot of steps that are half copied: nothing more will be done for them."""
-        if self._begun is not None:
-            self._begun.slot.release([])
-            self._begun = None
+        looked = self._begun.looked if self._begun is not None else self._looked
+        self._looked = self._begun = None
+        if looked is not None:
+            looked.slot.release([])
 
     def learn(self, entry: Entry, held: Held, with_codes: bool) -> None:
         """Keep what the general way made of a step, if the next of its kind can be taken the same way."""
@@ -414,8 +454,7 @@ class Ordinary:
         together = max(1, min(schedule.MOST_TOGETHER, TOGETHER_BYTES // arrays.nbytes))
         self._staging.reserve(arrays, together + 1)
         if len(self._arrays) <= LAID_OUT_KINDS:
-            sources = arrays.of(held)
-            self._staging.lay_out(arrays, together + 1, sources)
+            self._staging.lay_out(arrays, together + 1, arrays.of(held))
 
 
 def _gradients(owner: int, held: Held) -> Extra:

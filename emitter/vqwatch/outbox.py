@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from .backlog import Encode
 from .batch import Batch, Regular
 from .complaints import Complaints
 from .entry import Entry
@@ -44,25 +45,30 @@ class Outbox:
         self.pending.append(entry)
 
     def send(self, now: float, in_part: bool = False) -> float | None:
-        """Send, in order, what has arrived; return the seconds that went to arrays, None where nothing was sent.
+        """Send, in order, what has arrived; return the seconds that went to arrays, None where nothing was done.
 
-        ``in_part`` sends one thing only, or makes a part of a form for it; of a batch that has none the steps and the
-        arrays are sent in two calls.
+        ``in_part`` sends one thing only, or makes a part of a form for it; for a batch that has none the messages of
+        the steps are made in a call before.
         """
         spent: float | None = None
         pending = self.pending
         while pending:
             entry = pending[0]
-            if entry.slot is not None and not entry.slot.arrived:
-                break
+            slot = entry.slot
+            if slot is not None:
+                if slot.fetch():
+                    return spent or 0.0
+                if not slot.arrived:
+                    break
             pending.popleft()
             if isinstance(entry, Entry):
                 seconds = self._send_entry(entry, now)
             elif isinstance(entry, Batch):
-                at_last = entry.told or not (in_part and entry.has_arrays)
-                if not at_last:
+                if in_part and entry.made is None and entry.has_arrays:
+                    self._make_messages(entry)
                     pending.appendleft(entry)
-                seconds = self._send_batch(entry, now, at_last)
+                    return 0.0
+                seconds = self._send_batch(entry, now)
             else:
                 try:
                     form = self._teller.form(entry, in_part)
@@ -99,24 +105,30 @@ class Outbox:
         self._plan.spent(entry.costs)
         return seconds
 
-    def _send_batch(self, batch: Batch, now: float, at_last: bool) -> float:
-        """Send the steps of a batch if they were not, and ``at_last`` its arrays, as one message where that can be."""
+    def _make_messages(self, batch: Batch) -> None:
+        """Make the messages of a batch's steps, to be sent with its arrays."""
+        try:
+            messages = self._teller.messages(batch, batch.resolve(), self._teller.news())
+            self._link.hold(messages)
+        except Exception:
+            batch.slot.release([])
+            raise
+        batch.made = len(messages)
+        self.last_step = batch.steps[-1].step
+
+    def _send_batch(self, batch: Batch, now: float) -> float:
+        """Send the steps of a batch and its arrays, as one message where that can be."""
         started = time.monotonic()
         loans: list[Loan] = []
-        messages, arrays = [], []
-        told, batch.told = batch.told, True
+        messages: list[tuple[Encode, int]] = []
         try:
-            if not told:
-                numbers = batch.resolve()
-                messages = self._teller.messages(batch, numbers, self._teller.news())
+            if batch.made is None:
+                messages = self._teller.messages(batch, batch.resolve(), self._teller.news())
                 self.last_step = batch.steps[-1].step
-            if at_last:
-                arrays = self._teller.arrays(batch)
-            loans = self._link.together(messages, arrays, batch.slot, now)
+            loans = self._link.together(messages, self._teller.arrays(batch), batch.slot, now, batch.made or 0)
         finally:
-            if at_last:
-                batch.slot.release(loans)
-        return self._spent(batch, started) if at_last else 0.0
+            batch.slot.release(loans)
+        return self._spent(batch, started)
 
     def _send_regular(self, batch: Regular, form: Form, now: float) -> float | None:
         """Send a batch by a form of others like it; return None, with nothing done, where that cannot be."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from .capture import aligned
 from .scalars import ENERGY, LOSS, NORM, RATE
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from .capture import Item
     from .entry import Build, Entry
     from .held import Held
-
-_NO_AXES: Final[Any] = ()
 
 
 def look(held: Held, numbers: Sequence[torch.Tensor], with_codes: bool) -> Any:
@@ -110,11 +108,11 @@ class Routine:
                 return None
         return cls(entry, held, with_codes)
 
-    def fits_all(self, steps: Sequence[Held], tensors: Sequence[torch.Tensor]) -> bool:
+    def fits_all(self, steps: Sequence[Held], numbers: Sequence[torch.Tensor], arrays: Sequence[torch.Tensor]) -> bool:
         """Return whether :meth:`fits` holds for each of some steps, whatever norms of layers they have beside.
 
-        It takes a fraction of asking each. ``tensors`` are theirs, one step's after the other's, without arrays where
-        the routine has none.
+        It takes a fraction of asking each. ``numbers`` and ``arrays`` are theirs, one step's after the other's, no
+        arrays where the routine has none.
         """
         codes = self._layers is None
         for one in steps:
@@ -125,16 +123,21 @@ class Routine:
             if one.tapped and [layer for layer, _ in one.tapped] != self._layers:
                 return False
         times = len(steps)
-        dtypes, shapes = self._number_dtypes, [_NO_AXES] * self.numbers
-        if self.arrays is not None:
-            dtypes, shapes = dtypes + self._dtypes, shapes + self._shapes
         return (
             [type(value) for one in steps for value in one.values] == self._types * times
             and {type(rate) for one in steps for rate in one.rates} <= {float}
             and len({len(one.rates) for one in steps}) == 1
-            and False not in [tensor.is_cuda for tensor in tensors]
-            and [tensor.dtype for tensor in tensors] == dtypes * times
-            and [tensor.shape for tensor in tensors] == shapes * times
+            and [number.dtype for number in numbers] == self._number_dtypes * times
+            and {number.dim() for number in numbers} <= {0}
+            and False not in [number.is_cuda for number in numbers]
+            and (
+                self.arrays is None
+                or (
+                    [array.dtype for array in arrays] == self._dtypes * times
+                    and [array.shape for array in arrays] == self._shapes * times
+                    and False not in [array.is_cuda for array in arrays]
+                )
+            )
         )
 
     def fits(self, held: Held, numbers: Sequence[torch.Tensor]) -> bool:

@@ -18,14 +18,14 @@ GRADIENTS: Final = "gradients"
 ENERGIES: Final = "energies"
 
 DEFAULT_EVERY: Final[Mapping[str, int]] = MappingProxyType(
-    {SCALARS: 1, CODES: 1, CLUSTERS: 10, ENERGIES: 20, GRADIENTS: 50, CODEBOOKS: 50, RECONSTRUCTION: 50}
+    {SCALARS: 1, CODES: 1, CLUSTERS: 20, ENERGIES: 100, GRADIENTS: 200, CODEBOOKS: 50, RECONSTRUCTION: 50}
 )
 """Steps between two captures of each kind.
 
 Codes and scalars make the windows and are small. Cluster sizes are a few KiB and show revivals, which fade within tens
 of steps. A codebook moves slowly (decay 0.99: a time constant of 100 steps), and at one in 50 steps its 8 MiB are half
 of one percent of what the copy engine can move. A reconstruction sample is for readings whose trend is over hundreds
-of steps.
+of steps, as are the energies of layers and the gradients of modules; these cost the host most, for the fewest bytes.
 """
 
 EVERYTHING: Final[Mapping[str, int]] = MappingProxyType(dict.fromkeys(DEFAULT_EVERY, 1))
@@ -44,7 +44,7 @@ MOST_STRETCH: Final = 64
 MOST_CODES_STRETCH: Final = 16
 """Steps that may lie between two captures of codes where they were wanted at every step."""
 
-MOST_TOGETHER: Final = 12
+MOST_TOGETHER: Final = 15
 """Steps whose tensors are copied in one go, at most: fewer calls into CUDA, for readings that many steps later. One
 more, which a call that is busy with other things adds, and they are as many as a message can tell."""
 
@@ -55,7 +55,7 @@ SLOW_STEP_SECONDS: Final = 0.2
 """In slower loops each step is copied at once: to wait for others would save nothing to speak of."""
 
 LEAST_SHARE: Final = 0.25
-# The large ones at different steps, each at a step at which small ones are due anyway.
+# The large ones at different steps, and gradients at another; energies with codebooks, as both want hooks.
 _OFFSETS: Final = {RECONSTRUCTION: 20, GRADIENTS: 30}
 _REVIEW_STEPS: Final = 48
 _WARM_UP_STEPS: Final = 32
@@ -187,9 +187,13 @@ class Schedule:
         return (step - offset) // every != (last - offset) // every
 
     def spent(self, costs: Mapping[str, float]) -> None:
-        """Take in what one capture of some kinds cost, from the hook to the socket, in seconds of host time."""
+        """Take in what one capture of some kinds cost, from the hook to the socket, in seconds of host time.
+
+        The first of a kind says nothing of the next: it loads code and allocates memory.
+        """
         for kind, seconds in costs.items():
-            self._costs[kind] = _smooth(self._costs.get(kind, 0.0), seconds)
+            known = self._costs.get(kind)
+            self._costs[kind] = 0.0 if known is None else _smooth(known, seconds)
 
     def observe(self, own_seconds: float, of_kinds_seconds: float, step_seconds: float, steps: int = 1) -> None:
         """Take in some steps: the emitter's host time, how much of it went to kinds, and the time from step to step.

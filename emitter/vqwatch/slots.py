@@ -35,12 +35,13 @@ _record: Callable[..., Any] = getattr(torch._C._CudaEventBase, "record", torch.c
 class Slot:
     """Memory for the steps copied together, and the events that tell where it is on its way.
 
-    ``users`` counts the steps in it that are not sent yet. ``mapped`` says that the device writes to the host's memory.
+    ``users`` counts the steps in it that are not sent yet. ``mapped`` says that the device writes to the host's memory,
+    so that none of its own is taken.
     """
 
-    def __init__(self, staging: Staging, mapped: bool) -> None:
+    def __init__(self, staging: Staging) -> None:
         self._staging = staging
-        self.mapped = mapped
+        self.mapped = True
         self.capacity = 0
         self.users = 0
         self._on_its_way = True
@@ -63,13 +64,14 @@ class Slot:
 
     def allocate(self, capacity: int, device: torch.device) -> None:
         """Give the slot memory of this many bytes, or raise RuntimeError and leave it as it was."""
+        mapped = self._staging.maps(capacity)
         with torch.inference_mode(False):
             host = torch.empty(capacity, dtype=torch.uint8, pin_memory=True)
-            if self.mapped:
+            if mapped:
                 self.device = torch.as_tensor(_Mapped(host), device=device)
             else:
                 self.device = torch.empty(capacity, dtype=torch.uint8, device=device)
-            self.host = host
+            self.host, self.mapped = host, mapped
             self.scalar_views = list(self.device[: 4 * MOST_SCALARS].view(torch.float32).unbind(0))
             self._numbers = self.host[: 4 * MOST_SCALARS].view(torch.float32).numpy()
         self.memory = self.host.numpy().data
@@ -92,23 +94,34 @@ class Slot:
         """Work out where the arrays of one step lie."""
         return self._learn(plan, Layout(self, START, [items], sources, self._staging.between))
 
-    def copy_numbers(
+    def copy_extras(
         self,
-        numbers: Sequence[torch.Tensor],
         arrays: Arrays | None,
         count: int,
         sources: Sequence[torch.Tensor],
         extras: Sequence[Extra],
+        numbers: Sequence[torch.Tensor],
+        at: int,
     ) -> None:
-        """Enqueue copies of the numbers and extras of several steps; :meth:`copy_arrays` is to follow.
+        """Begin with several steps: enqueue copies of what few of them have, if there is any.
 
-        ``count`` of the steps have arrays, one like the other, of these sources: a part for each.
+        Such numbers go to the places from ``at`` on. ``count`` of the steps have arrays, one like the other, of these
+        sources: a part for each. To follow are :meth:`copy_numbers` and :meth:`copy_arrays`.
         """
         layout = self._layouts.get((arrays, count)) or self.lay_out(arrays, count, sources)
-        _run(self._begin(layout, numbers, extras))
+        copies = self._begin(layout, numbers, extras, at)
+        if copies:
+            _run(copies)
+
+    def copy_numbers(self, numbers: Sequence[torch.Tensor]) -> None:
+        """Enqueue copies of the numbers of several steps."""
+        copies: _Copies = {}
+        if numbers:
+            _add_numbers(copies, self.scalar_views[: len(numbers)], numbers)
+        _run(copies)
 
     def copy_arrays(self, sources: Sequence[torch.Tensor]) -> None:
-        """Enqueue copies of the arrays, all that :meth:`copy_numbers` was told of, or none; then it is on its way."""
+        """Enqueue copies of the arrays, all that :meth:`copy_extras` was told of, or none; then it is on its way."""
         self._finish({}, sources)
 
     def lay_out(self, arrays: Arrays | None, count: int, sources: Sequence[torch.Tensor]) -> Layout:
@@ -131,13 +144,13 @@ class Slot:
         self._layouts[plan] = layout
         return layout
 
-    def _begin(self, layout: Layout, numbers: Sequence[torch.Tensor], extras: Sequence[Extra]) -> _Copies:
+    def _begin(self, layout: Layout, numbers: Sequence[torch.Tensor], extras: Sequence[Extra], at: int = 0) -> _Copies:
         """Choose where everything goes; return what to copy beside the arrays."""
         self._layout = self._last = layout
         self._extras = []
         copies: _Copies = {}
         if numbers:
-            _add_numbers(copies, self.scalar_views, numbers)
+            _add_numbers(copies, self.scalar_views[at : at + len(numbers)], numbers)
         for extra in extras:
             self._last = self._behind(layout, self._last.end, extra)
             self._extras.append((extra.owner, self._last))
@@ -165,14 +178,20 @@ class Slot:
             layout.extras[extra.plan, at] = found
         return found
 
-    def _fetch(self) -> None:
-        """Begin the copy from the device to the host."""
+    def fetch(self) -> bool:
+        """Begin the copy of what is in device memory to the host; return whether that was left to do.
+
+        It is done in a later call than the one that filled the slot, and takes long.
+        """
+        if self._on_its_way:
+            return False
         side = self._staging.side
         with torch.no_grad(), torch.cuda.stream(side):
             self._filled.wait(side)
             self._last.host.copy_(self._last.device, non_blocking=True)
             self._arrived.record(side)
         self._on_its_way = True
+        return True
 
     @property
     def data(self) -> memoryview:
@@ -215,12 +234,7 @@ class Slot:
 
     @property
     def arrived(self) -> bool:
-        """Return whether everything has arrived in host memory. Does not wait.
-
-        The first look at a large slot begins its copy to the host: in a later call than the one that filled it.
-        """
-        if not self._on_its_way:
-            self._fetch()
+        """Return whether everything has arrived in host memory. Does not wait. Only once :meth:`fetch` was called."""
         return bool(self._arrived.query())
 
     def numbers(self, at: int, count: int) -> list[float]:
@@ -260,9 +274,9 @@ def _add(copies: _Copies, dtypes: Any, into: list[torch.Tensor], sources: list[t
 def _add_numbers(copies: _Copies, views: list[torch.Tensor], numbers: Sequence[torch.Tensor]) -> None:
     dtypes = [number.dtype for number in numbers]
     if dtypes.count(dtypes[0]) == len(dtypes):
-        copies[dtypes[0], torch.float32] = views[: len(numbers)], [*numbers]
+        copies[dtypes[0], torch.float32] = views, [*numbers]
         return
-    for dtype, view, number in zip(dtypes, views, numbers, strict=False):
+    for dtype, view, number in zip(dtypes, views, numbers, strict=True):
         _add(copies, (dtype, torch.float32), [view], [number])
 
 

@@ -4,10 +4,10 @@ A slot holds one step, or a few that are copied together: the numbers as float32
 trainer's stream, narrowed on the way, because the next in-place update would race with a later read; an event tells
 when it has arrived, and a slot is used again only after that, and after libzmq let go of it.
 
-Small slots are pinned host memory that the device writes to directly: no second copy and no second stream, which cost
-host time. Large ones, for codebooks and reconstructions, are staged in device memory first, and a side stream takes
-them to pinned memory, so that the training does not wait for the bus. Slots are allocated at first use, grow to a
-power of two when a step does not fit, and never shrink.
+Slots are pinned host memory that the device writes to directly: no second copy and no second stream, which cost host
+time. Those larger than :data:`MAPPED_BYTES`, for codebooks and reconstructions, are staged in device memory first, and
+a side stream takes them to pinned memory, so that the training does not wait for the bus. Slots are allocated at first
+use, grow to a power of two when a step does not fit, and never shrink.
 
 In a steady state a copy makes no tensor, not even a view: memory for its object would have to be allocated, and the
 first allocation of a call that malloc cannot serve from its cache costs as much as several copies.
@@ -38,6 +38,8 @@ TOGETHER_SLOTS: Final = 8
 """Of the small slots, those that hold many steps: fewer are ever under way than of single ones."""
 
 LARGE_SLOTS: Final = 3
+MAPPED_BYTES: Final = 16 << 20
+"""A slot up to this size is written to directly: over the bus it takes the device 0.3 ms or more, seldom enough."""
 LAID_OUT: Final = 3
 """Small slots that are laid out when a kind of step is met first; the others when they are needed."""
 
@@ -60,9 +62,9 @@ class Staging:
             self.side = _make_stream(device)
             self.raw_current: Callable[[], int] = functools.partial(torch._C._cuda_getCurrentRawStream, device.index)
             self._current: torch.cuda.Stream = torch.cuda.current_stream(device)
-            mapped = can_map(device)
-            self._small = [Slot(self, mapped) for _ in range(SMALL_SLOTS)]
-            self._large = [Slot(self, False) for _ in range(LARGE_SLOTS)]
+            self._can_map = can_map(device)
+            self._small = [Slot(self) for _ in range(SMALL_SLOTS)]
+            self._large = [Slot(self) for _ in range(LARGE_SLOTS)]
         self._between: torch.Tensor | None = None
 
     def take(
@@ -99,6 +101,10 @@ class Staging:
             if slot.capacity >= size and slot.free:
                 return slot
         return None
+
+    def maps(self, capacity: int) -> bool:
+        """Return whether the device writes to the host's memory itself where a slot is of this size."""
+        return self._can_map and capacity <= MAPPED_BYTES
 
     def reserve(self, arrays: Arrays, most: int) -> None:
         """Let some of the small slots hold arrays of so many steps like this one, as far as there is memory."""
@@ -165,8 +171,11 @@ class Staging:
 
     def _grow(self, slot: Slot, size: int) -> None:
         for capacity in (max(_SMALLEST, 1 << (size - 1).bit_length()), size):
-            more = capacity - slot.capacity
-            if max(self.pinned_bytes, 0 if slot.mapped else self.device_bytes) + more <= self._most_bytes:
+            pinned = self.pinned_bytes - slot.capacity + capacity
+            staged = (
+                self.device_bytes - (0 if slot.mapped else slot.capacity) + (0 if self.maps(capacity) else capacity)
+            )
+            if max(pinned, staged) <= self._most_bytes:
                 break
         else:
             raise Refused("staging_bytes", f"{size} bytes do not fit into staging_bytes={self._most_bytes}")
@@ -174,10 +183,8 @@ class Staging:
             slot.allocate(capacity, self._device)
         except RuntimeError as error:  # no pinned or no device memory left
             raise Refused("memory", f"no staging memory: {error}") from error
-        self.pinned_bytes += more
+        self.pinned_bytes, self.device_bytes = pinned, staged
         self.small_bytes = max([small.capacity for small in self._small])
-        if not slot.mapped:
-            self.device_bytes += more
 
 
 def _room(arrays: Arrays, most: int) -> int:

@@ -118,7 +118,7 @@ class Teller:
         return [self._plan.every.values(), self._dropped.values(), own, *batch.told(numbers)]
 
     def _make_form(self, look: Any, regular: Regular) -> Iterator[None]:
-        """Make a form in parts, each of which takes about as long as to send a batch.
+        """Make a form in parts, none of which takes longer than to send a batch.
 
         There is none where an array was left out, or the steps are too much for one message.
         """
@@ -133,6 +133,7 @@ class Teller:
         if own:
             news["overhead"] = own[0]
         filling = [every.values(), dropped.values(), own, *marked.told(numbers, of_arrays)]
+        yield
         messages = self.messages(marked.apart(), numbers, news)
         yield
         with_arrays = of_arrays.apart()
@@ -151,6 +152,9 @@ class Teller:
             packed = bytes(frames[0])
             yield
             stencil = Stencil(packed, [[seq, first, *of_kinds], *filling])
+            yield
+            while stencil.prepare():
+                yield
         except (LookupError, WireError):
             return
         self._forms[look] = Form(stencil, len(header), [(kind, count) for kind, _, count in arrays])

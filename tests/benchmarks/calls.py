@@ -1,9 +1,9 @@
 """What each call of ``step()`` takes, by what it did: ``python calls.py --size gpu-bound --seconds 60``.
 
-The average of a call says little: most only keep a step, one in eight copies, one in eight sends. Here the emitter's
-methods are wrapped, each training step is followed by one call, and the table tells for every kind of call how often
-it came and how long it took. ``--spans`` also times what is inside, and prints for each kind of call where its time
-goes (exclusive of what is timed within; a clock costs a microsecond or two).
+The average of a call says little: most only keep a step, others copy or send what was kept. Here the emitter's methods
+are wrapped, each training step is followed by one call, and the table tells for every kind of call how often it came
+and how long it took. ``--spans`` also times what is inside, and prints for each kind of call where its time goes
+(exclusive of what is timed within; a clock costs a microsecond or two).
 
 Without a CUDA device it runs on the host: a copy of the package that takes the host for the device, as ``on_host.py``
 makes it, with the copies themselves left out, beside a training that leaves the caches as cold as one on a device does.
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,13 @@ class Spans:
         self._timed = timed
         self._within: list[float] = []
 
-    def wrap(self, owner: Any, method: str, name: str) -> None:
-        """Note every call of a method."""
+    def wrap(self, owner: Any, method: str, name: str | Callable[..., str]) -> None:
+        """Note every call of a method by this name, or the one that its arguments give."""
         call = getattr(owner, method)
+        name_of, fixed = (name, "") if callable(name) else (None, name)
 
         def wrapped(*arguments: Any, **named: Any) -> Any:
+            name = fixed if name_of is None else name_of(*arguments)
             self.names.append(name)
             if not self._timed:
                 return call(*arguments, **named)
@@ -88,19 +90,24 @@ def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
         telling,
     )
     from vqwatch.codebooks import QuantizerLayer
+    from vqwatch.wire import stencil
 
     for owner, method, name in (
-        (ordinary.Ordinary, "copy", "copy"), (outbox.Outbox, "send", "send"), (emitter.Emitter, "_listen", "listen"),
-        (emitter.Emitter, "_account", "account"), (collect.Collector, "gradient_norms", "gradients"),
-        (collect.Collector, "take_beside", "beside"), (emitter.Emitter, "_step", "general"),
+        (ordinary.Ordinary, "_look", "looks"), (ordinary.Ordinary, "_begin", "copies numbers"),
+        (ordinary.Ordinary, "_finish", "copies arrays"), (ordinary.Ordinary, "_copy_together", "copies both"),
+        (outbox.Outbox, "send", "sends"),
+        (emitter.Emitter, "_listen", "listens"), (emitter.Emitter, "_account", "accounts"),
+        (collect.Collector, "gradient_norms", "gradients"), (emitter.Emitter, "_step", "general"),
+        (collect.Collector, "take_beside", lambda _, __, due, *___: f"takes {' + '.join(sorted(due))}"),
     ):  # fmt: skip
         spans.wrap(owner, method, name)
     if inner:
         for owner, method in (
             (held.Keeper, "keep"), (held.Keeper, "take"), (held.Held, "look"), (ordinary, "any_changed"),
-            (routine.Routine, "fits"), (routine.Routine, "fits_all"), (ordinary.Ordinary, "_begin"),
-            (ordinary.Ordinary, "_finish"), (ordinary.Ordinary, "_copy_together"), (ordinary.Ordinary, "_done"),
-            (batch.Regular, "__init__"), (collect.Collector, "take_clusters"), (QuantizerLayer, "read"),
+            (routine.Routine, "fits"), (routine.Routine, "fits_all"), (ordinary.Ordinary, "copy"),
+            (ordinary.Ordinary, "_done"), (ordinary.Ordinary, "capturing"),
+            (slots.Slot, "fetch"), (stencil.Stencil, "__init__"), (batch.Regular, "__init__"),
+            (collect.Collector, "take_clusters"), (QuantizerLayer, "read"),
             (slots, "_run"), (slots, "_foreach_copy"), (slots, "_record"), (staging.Staging, "free_small"),
             (layout.Layout, "__init__"), (outbox.Outbox, "_send_batch"), (outbox.Outbox, "_send_regular"),
             (link.Link, "together"), (link.Link, "filled"), (link.Link, "_send"), (link, "bundle"), (link, "fill_in"),
@@ -112,8 +119,8 @@ def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
             spans.wrap(owner, method, f"  {owner.__name__.rpartition('.')[2]}.{method}")
 
 
-Call = tuple[str, float, list[tuple[str, float]]]
-"""What it did, how long it took, and its spans."""
+Call = tuple[str, float, list[tuple[str, float]], int]
+"""What it did, how long it took, its spans, and its step."""
 
 
 def measure(size: Size, device: torch.device, seconds: float, budget: float, inner: bool) -> list[Call]:
@@ -142,7 +149,7 @@ def measure(size: Size, device: torch.device, seconds: float, budget: float, inn
             took = 1e6 * (time.perf_counter() - started)
             if step >= WARM_UP:
                 did = [name for name in dict.fromkeys(spans.names) if not name.startswith(" ")]
-                calls.append((" + ".join(did) or "keep only", took, list(spans.own)))
+                calls.append((" + ".join(did) or "keep only", took, list(spans.own), step))
             step += 1
         settle(device)
         print(f"{step} steps, cadence {watch.every}, dropped {watch.dropped}, its own ratio {watch.overhead}")
@@ -162,11 +169,11 @@ def row(name: str, times: Sequence[float], of: int) -> str:
 def table(calls: Sequence[Call]) -> str:
     """Return the table, in Markdown."""
     kinds: dict[str, list[float]] = defaultdict(list)
-    for did, took, _ in calls:
+    for did, took, _, _ in calls:
         kinds[did].append(took)
     lines = ["| a call that does | how often | p50 µs | mean µs | p99 µs | most µs |", "|---|---:|---:|---:|---:|---:|"]
     lines += [row(did, times, len(calls)) for did, times in sorted(kinds.items(), key=lambda kind: -len(kind[1]))]
-    return "\n".join([*lines, row(f"all {len(calls)} calls", [took for _, took, _ in calls], len(calls))])
+    return "\n".join([*lines, row(f"all {len(calls)} calls", [call[1] for call in calls], len(calls))])
 
 
 def inside(calls: Sequence[Call]) -> str:
@@ -180,17 +187,22 @@ def inside(calls: Sequence[Call]) -> str:
         if len(middle) < 8:
             continue
         spent: dict[str, float] = defaultdict(float)
-        for _, took, own in middle:
+        for _, took, own, _ in middle:
             spent[" beside them"] += took - sum(seconds for _, seconds in own)
             for name, seconds in own:
                 spent[name] += seconds
-        lines.append(f"| **{did}** | **{statistics.mean(took for _, took, _ in middle):.0f}** |")
+        lines.append(f"| **{did}** | **{statistics.mean(call[1] for call in middle):.0f}** |")
         shares = sorted(spent.items(), key=lambda pair: -pair[1])
         lines += [f"| {name.strip()} | {total / len(middle):.0f} |" for name, total in shares if total > len(middle)]
-    lines += ["", "The slowest calls:", ""]
-    for did, took, own in sorted(calls, key=lambda call: -call[1])[:12]:
+    return "\n".join(lines)
+
+
+def slowest(calls: Sequence[Call]) -> str:
+    """Return the slowest calls and their steps, and what took longest in each, in Markdown."""
+    lines = []
+    for did, took, own, step in sorted(calls, key=lambda call: -call[1])[:20]:
         most = ", ".join(f"{name.strip()} {own_us:.0f}" for name, own_us in sorted(own, key=lambda pair: -pair[1])[:4])
-        lines.append(f"- {did}: {took:.0f} ({most})")
+        lines.append(f"- step {step}, {did}: {took:.0f}{most and f' ({most})'}")
     return "\n".join(lines)
 
 
@@ -228,7 +240,7 @@ def main() -> None:
             size, device, where = on_the_host(stack), torch.device("cpu"), "no device, the host stands in for it"
         print(f"{where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {' '.join(sys.argv)}, {size}")
         calls = measure(size, device, arguments.seconds, arguments.budget, arguments.spans)
-        print(f"\n{table(calls)}")
+        print(f"\n{table(calls)}\n\nThe slowest:\n\n{slowest(calls)}")
         if arguments.spans:
             print(f"\n{inside(calls)}")
 

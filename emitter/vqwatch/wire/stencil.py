@@ -69,23 +69,34 @@ class Stencil:
         if missing or len(which_of) < len(marks):
             raise LookupError(f"marks {sorted(missing)} are not in what was packed, or some are the same")
         self.size = len(packed)
+        self._packed = packed
+        self._holes = holes  # those that no piece has yet,
+        self._begin = 0  # and where the next piece begins
         self._pieces: list[tuple[int, struct.Struct, Callable[[Any], Any], list[Any]]] = []
-        pieces = -(-len(holes) // _MOST_HOLES)
-        begin = 0
-        for index in range(pieces):
-            some = holes[index * len(holes) // pieces : (index + 1) * len(holes) // pieces]
-            before = begin
-            of_piece = ">"
-            parts: list[Any] = []
-            for at, which in some:
-                of_piece += f"{at - before}s{'d' if isinstance(marks[which], float) else 'Q'}"
-                parts += packed[before:at], 0
-                before = at + 8
-            end = len(packed) if index == pieces - 1 else before
-            parts.append(packed[before:end])
-            piece = struct.Struct(f"{of_piece}{end - before}s")
-            self._pieces.append((begin, piece, itemgetter(*[which for _, which in some]), parts))
-            begin = end
+
+    def prepare(self) -> bool:
+        """Do the next part of what :meth:`fill` needs before the first time; return whether any was left.
+
+        What is left then, :meth:`fill` does itself.
+        """
+        holes = self._holes
+        if not holes:
+            return False
+        left = -(-len(holes) // _MOST_HOLES)
+        count = -(-len(holes) // left)
+        some, self._holes = holes[:count], holes[count:]
+        begin = before = self._begin
+        of_piece = ">"
+        parts: list[Any] = []
+        for at, which in some:
+            of_piece += f"{at - before}s{'d' if isinstance(self._numbers[which], float) else 'Q'}"
+            parts += self._packed[before:at], 0
+            before = at + 8
+        self._begin = end = before if self._holes else self.size
+        parts.append(self._packed[before:end])
+        piece = struct.Struct(f"{of_piece}{end - before}s")
+        self._pieces.append((begin, piece, itemgetter(*[which for _, which in some]), parts))
+        return True
 
     def fill(self, memory: memoryview, at: int, groups: Groups) -> None:
         """Write what was packed to ``memory``, at ``at``, with these numbers in place of the marks.
@@ -93,6 +104,8 @@ class Stencil:
         Raises struct.error where there is no room, or a number is not of its mark's kind, or below 0; ValueError where
         they are more or fewer than the marks.
         """
+        while self._holes:
+            self.prepare()
         numbers, end = self._numbers, 0
         for group in groups:
             start, end = end, end + len(group)

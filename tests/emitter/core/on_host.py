@@ -35,8 +35,8 @@ EXCHANGES: dict[str, dict[str, str]] = {
     "routine.py": {
         "number.is_cuda": "number.is_cpu",
         "array.is_cuda": "array.is_cpu",
-        "tensor.is_cuda": "tensor.is_cpu",
     },
+    "samples.py": {"value.is_cuda": "value.is_cpu"},
     "ordinary.py": {'= getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)': "= lambda: False"},
     "staging.py": {
         "_NOTHING: Final": _STANDS_IN + "_NOTHING: Final",

@@ -81,16 +81,25 @@ def test_what_hooks_tell_later_is_not_told_of_the_steps_before(keeper: Keeper, h
     assert (len(after.tapped), len(after.norms)) == (1, 1)
 
 
-def test_what_was_copied_is_let_go_of_in_parts(keeper: Keeper) -> None:
-    for step in range(5):
-        keep(keeper, step, losses={"total": torch.tensor(1.0)}, codes=torch.arange(3))
-    keeper.copied, _ = keeper.take()
-    for held in keeper.copied:
-        held.let_go_of_arrays()
-        assert (held.codes, held.arrays, len(held.tensors)) == (None, [], 1)
-    for left in (2, 1, 0, 0):
-        keeper.let_go()
-        assert len(keeper.copied) == left
+def test_arrays_that_were_copied_are_let_go_of(keeper: Keeper) -> None:
+    keep(keeper, 0, losses={"total": torch.tensor(1.0)}, codes=torch.arange(3))
+    held = only(keeper)
+    held.let_go_of_arrays()
+    assert (held.codes, held.arrays, len(held.tensors)) == (None, [], 1)
+
+
+def test_the_first_of_the_steps_can_be_taken_and_those_left_are_watched(keeper: Keeper) -> None:
+    codes, losses = [torch.arange(3) for _ in range(4)], [torch.tensor(float(step)) for step in range(4)]
+    for step in range(4):
+        keep(keeper, step, losses={"total": losses[step]}, codes=codes[step])
+    held, places = keeper.take(2)
+    assert [one.step for one in held] == [0, 1]
+    assert places == [codes[0].data_ptr(), codes[1].data_ptr()]
+    keep(keeper, 4, losses={"total": losses[1].detach()}, codes=codes[1].detach())  # of one that was taken
+    assert (keeper.numbers_reused, keeper.arrays_reused) == ([], [])
+    keep(keeper, 5, losses={"total": losses[3].detach()}, codes=codes[2].detach())
+    assert [one.step for one in keeper.held] == [2, 3, 4, 5]
+    assert (keeper.numbers_reused, keeper.arrays_reused) == ([1], [0])
 
 
 def test_arrays_that_wait_to_be_copied_are_noticed_where_their_memory_is_used_again(keeper: Keeper) -> None:

@@ -30,7 +30,7 @@ class BareSlot(Slot):
 
     def __init__(self, staging: Staging) -> None:
         self._staging = staging
-        self.mapped = False
+        self.mapped = True
         self.capacity = self.users = 0
         self._loans = []
         self._layouts = {}
@@ -43,6 +43,7 @@ class BareStaging(Staging):
         self.device_bytes = self.pinned_bytes = 0
         self._device = torch.device("cuda")
         self._most_bytes = 1 << 20
+        self._can_map = False
         self._small: list[Slot] = [BareSlot(self), BareSlot(self)]
         self._large: list[Slot] = [BareSlot(self)]
 
