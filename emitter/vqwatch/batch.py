@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from . import schedule
-from .entry import GRADIENT_KEY, energies, gradient_norms
+from .entry import energies, gradient_norms
 from .wire import MAX_STEPS
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Taken:
     """An ordinary step on its way: as little as tells what to send when it has arrived."""
 
     __slots__ = (
-        "_at", "_known", "_losses", "_norms_at", "_rates", "_rows", "_with_norm", "modules", "outgoing", "step",
+        "_at", "_known", "_losses", "_rates", "_rows", "_seldom_at", "_with_norm", "modules", "outgoing", "step",
         "tensors", "time_ns",
     )  # fmt: skip
 
@@ -43,7 +43,7 @@ class Taken:
         rates: Sequence[float],
         outgoing: Sequence[tuple[str, Build]],
         rows: Mapping[str, int] | None = None,
-        norms_at: int = 0,
+        seldom_at: int = 0,
     ) -> None:
         self.step = step
         self.time_ns = time_ns
@@ -56,16 +56,16 @@ class Taken:
         self._known = dict(zip(routine.floats, floats, strict=True)) if routine.floats else _NOTHING
         self._rates = rates
         self._rows = rows
-        self._norms_at = norms_at
+        self._seldom_at = seldom_at
 
     @classmethod
-    def of(cls, held: Held, routine: Routine, at: int, norms_at: int, outgoing: Sequence[tuple[str, Build]]) -> Taken:
+    def of(cls, held: Held, routine: Routine, at: int, seldom_at: int, outgoing: Sequence[tuple[str, Build]]) -> Taken:
         """Return a step that was kept, taken like this: in the slot its numbers lie from ``at`` on.
 
-        The norms of its layers, if there are any, lie from ``norms_at`` on.
+        What few steps have, lies from ``seldom_at`` on.
         """
         rows = {layer: rows for layer, (_, rows) in held.norms.items()} if held.norms else None
-        taken = cls(held.step, held.time_ns, routine, at, held.floats, held.rates, outgoing, rows, norms_at)
+        taken = cls(held.step, held.time_ns, routine, at, held.floats, held.rates, outgoing, rows, seldom_at)
         if held.gradients is not None:
             taken.modules = held.gradients[1]
         return taken
@@ -110,13 +110,14 @@ class Taken:
         losses = dict(zip(self._losses, numbers[at:end], strict=True))
         losses.update(self._known)
         norm = numbers[end] if self._with_norm else None
+        seldom = self._seldom_at
         found: dict[str, Any] = {"losses": losses} if losses else {}
         if self._rates:
             found["learning_rates"] = {str(index): rate for index, rate in enumerate(self._rates)}
         if self._rows:
-            of_layers = numbers[self._norms_at : self._norms_at + len(self._rows)]
-            found.update(energies(dict(zip(self._rows, of_layers, strict=True)), self._rows))
-        found.update(gradient_norms(norm, self.tensors.get(GRADIENT_KEY), self.modules))
+            found.update(energies(dict(zip(self._rows, numbers[seldom:], strict=False)), self._rows))
+            seldom += len(self._rows)
+        found.update(gradient_norms(norm, numbers[seldom : seldom + len(self.modules)], self.modules))
         return found
 
 

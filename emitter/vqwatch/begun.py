@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Looked(NamedTuple):
     """The first ``steps`` steps that are kept, all of one routine, and what is to be copied of them to a slot.
 
-    ``numbers`` are those of all, without norms of layers, ``sources`` the arrays of the steps that have some, at the
-    places ``parts``. ``told`` tells what lies behind those, laid out by ``plan``. ``special`` says that some steps have
-    norms of layers or gradients beside.
+    ``numbers`` are those that all have, ``sources`` the arrays of the steps that have some, at the places ``parts``.
+    ``told`` tells what lies behind those, laid out by ``plan``. ``special`` says that some steps have norms of layers
+    or gradients beside.
     """
 
     slot: Slot
@@ -53,13 +53,13 @@ class Begun(NamedTuple):
         """Return them as steps that can each be told in its own way, without the arrays of those at some places."""
         looked = self.looked
         routine, parts = looked.routine, looked.parts
-        norms_at = routine.numbers * len(self.held)
+        seldom_at = routine.numbers * len(self.held)
         steps: list[Taken] = []
         outgoing = () if routine.arrays is None else routine.arrays.outgoing
         for index, one in enumerate(self.held):
             with_arrays = index in parts and index not in lost
             at = index * routine.numbers
-            steps.append(Taken.of(one, routine, at, norms_at, outgoing if with_arrays else ()))
-            norms_at += len(one.norms)
+            steps.append(Taken.of(one, routine, at, seldom_at, outgoing if with_arrays else ()))
+            seldom_at += one.seldom_count
         steps[-1].outgoing = [*steps[-1].outgoing, *looked.told]
-        return Batch(looked.slot, steps, [steps[index] for index in parts], norms_at, seconds)
+        return Batch(looked.slot, steps, [steps[index] for index in parts], seldom_at, seconds)

@@ -227,7 +227,8 @@ class Emitter:
         outbox = self._outbox
         pending, unheard = len(outbox.pending), now - self._turned
         self._unheard_calls += unheard >= LISTEN_SECONDS
-        much = ordinary.keeper.most == 1 or pending >= MANY_PENDING
+        crowded = pending >= MANY_PENDING or ordinary.crowded
+        much = crowded or ordinary.keeper.most == 1
         self._left = busy and not (much or self._left)
         if self._left:
             return
@@ -247,7 +248,7 @@ class Emitter:
             if not much:
                 return
         if pending and not ordinary.capturing():
-            seconds = outbox.send(now, in_part=pending < MANY_PENDING)
+            seconds = outbox.send(now, in_part=not crowded)
             if seconds is not None:
                 self._in_kinds += seconds
                 if not much:

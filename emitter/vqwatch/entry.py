@@ -97,7 +97,9 @@ class Entry:
                 found[field] = known[group]
         if self.rows:
             found.update(energies(known.get(ENERGY, {}), self.rows))
-        found.update(gradient_norms(self.scalars.one(NORM), self.tensors.get(GRADIENT_KEY), self.modules))
+        taken = self.tensors.get(GRADIENT_KEY)
+        of_parameters = [] if taken is None else np.frombuffer(taken.data, np.float32).tolist()
+        found.update(gradient_norms(self.scalars.one(NORM), of_parameters, self.modules))
         return found
 
 
@@ -114,14 +116,14 @@ def energies(norms: Mapping[str, float], rows: Mapping[str, int]) -> dict[str, A
     return fields
 
 
-def gradient_norms(norm: float | None, of_parameters: Tensor | None, modules: Sequence[str]) -> dict[str, Any]:
+def gradient_norms(norm: float | None, of_parameters: Sequence[float], modules: Sequence[str]) -> dict[str, Any]:
     """Return the gradient norm, and those by module where the norms of parameters are told, as a message's fields.
 
     ``modules`` names the module of each parameter. Where no norm of all was given, it is made of theirs.
     """
     fields: dict[str, Any] = {}
-    if of_parameters is not None:
-        found = by_module(np.frombuffer(of_parameters.data, np.float32).tolist(), modules)
+    if of_parameters:
+        found = by_module(of_parameters, modules)
         fields["gradient_norms"] = found
         norm = math.hypot(*found.values()) if norm is None else norm
     if norm is not None:

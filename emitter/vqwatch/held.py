@@ -61,6 +61,17 @@ class Held:
         return found + [norm for norm, _ in self.norms.values()] if self.norms else found
 
     @property
+    def seldom(self) -> list[torch.Tensor]:
+        """Return what few steps have: the norms of layers, then one tensor of all norms of gradients."""
+        norms = [norm for norm, _ in self.norms.values()]
+        return norms if self.gradients is None else [*norms, self.gradients[0]]
+
+    @property
+    def seldom_count(self) -> int:
+        """Return how many numbers that is."""
+        return len(self.norms) + (0 if self.gradients is None else len(self.gradients[1]))
+
+    @property
     def floats(self) -> list[float]:
         """Return the losses that are floats."""
         return [value for value in self.values if type(value) is float]

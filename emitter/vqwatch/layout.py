@@ -13,11 +13,16 @@ from .wire import HEAD_BYTES, Tensor
 if TYPE_CHECKING:
     from .slots import Slot
 
+MOST_NUMBERS: Final = 4096
+"""Numbers that a slot has room for."""
+
 MOST_SCALARS: Final = 512
+"""Of these, such as are a tensor each; others come several in one."""
+
 SPARE_BYTES: Final = 8192
 """What each slot has room for behind its arrays: the index of the message that they are sent in."""
 
-START: Final = 4 * MOST_SCALARS + 256
+START: Final = 4 * MOST_NUMBERS + 256
 """Where arrays begin: behind the numbers and the head of a message."""
 
 BARE_BYTES: Final = START + SPARE_BYTES

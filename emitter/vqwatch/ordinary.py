@@ -15,12 +15,12 @@ import torch
 from . import schedule
 from .batch import Batch, Taken
 from .begun import Begun, Looked
-from .capture import aligned, item_of
-from .entry import GRADIENT_KEY, Entry
+from .capture import aligned
+from .entry import Entry
 from .held import Held, Keeper, any_changed
-from .layout import BARE_BYTES, MOST_SCALARS, Extra
+from .layout import BARE_BYTES, MOST_NUMBERS, MOST_SCALARS, Extra
 from .routine import Arrays, Routine, look
-from .staging import SMALL_SLOTS
+from .staging import LARGE_SLOTS, SMALL_SLOTS
 from .wire import MAX_BUNDLED, MAX_INTEGER, MAX_STEPS
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ PATIENCE_SECONDS: Final = 0.1
 TOGETHER_BYTES: Final = 8 << 20
 """What the arrays of steps copied together may take as sent; where one step alone needs more, it gets it."""
 
+MOST_BESIDE: Final = LARGE_SLOTS - 1
 LAID_OUT_KINDS: Final = 2
 """Kinds of arrays that are laid out when they are met; of more, as where lengths differ, most never come again."""
 
@@ -45,8 +46,8 @@ _LEGACY_STREAM: Final = 0
 
 _is_capturing: Any = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)  # a build without CUDA lacks it
 
-_Ordered = tuple[Held, Routine, list[torch.Tensor]]
-"""A step, how it is taken, and its numbers on the device."""
+_Ordered = tuple[Held, Routine]
+"""A step, and how it is taken."""
 
 
 class Ordinary:
@@ -82,7 +83,9 @@ class Ordinary:
         self._strange = 0
         self._looked: Looked | None = None
         self._begun: Begun | None = None
-        self._copied: list[Held] = []  # that nobody needs any more: to free them takes so long that it is done later
+        self._copied: list[
+            Held
+        ] = []  # that nobody needs any more: to free them takes so long that it is done in two calls
         self._patience_seconds = PATIENCE_SECONDS
 
     def keep(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any, now: float) -> bool:
@@ -117,6 +120,11 @@ class Ordinary:
     def beside(self, entry: Entry) -> None:
         """Take arrays of the last step kept, to be sent after it."""
         self._beside.append(entry)
+
+    @property
+    def crowded(self) -> bool:
+        """Return whether so much waits for the steps it was taken at that there may soon be no slot for more."""
+        return len(self._beside) >= MOST_BESIDE
 
     def due(self, now: float) -> bool:
         """Return whether there is something to copy now."""
@@ -221,22 +229,22 @@ class Ordinary:
                 like_it = self._routine(one, one.scalars, index in parts)
                 if like_it is None or like_it.arrays is not (arrays if index in parts else None):
                     return None
-        norms = [norm for index in special for norm, _ in held[index].norms.values()]
+        seldom = [number for index in special for number in held[index].seldom]
+        count = len(numbers) + sum([held[index].seldom_count for index in special])
         size = BARE_BYTES if arrays is None else BARE_BYTES + len(parts) * arrays.nbytes
-        if size > self._staging.small_bytes or len(numbers) + len(norms) > MOST_SCALARS:
+        if size > self._staging.small_bytes or len(numbers) > MOST_SCALARS or count > MOST_NUMBERS:
             return None
         extras: list[Extra] = []
         told: Sequence[tuple[str, Build]] = ()
         if not late and self._plan.is_due(schedule.CLUSTERS, last.step, self._plan.last):
             told = self._take_clusters(last.step, len(held) - 1, extras)
         plan = extras[0].plan if extras else None
-        extras += [_gradients(index, held[index]) for index in special if held[index].gradients is not None]
         slot = self._staging.free_small(size + sum([aligned(item.nbytes) for extra in extras for item in extra.items]))
         if slot is None:
             return None
         try:
             with self._staging.on(self._stream):
-                slot.copy_extras(arrays if parts else None, len(parts), sources, extras, norms, len(numbers))
+                slot.copy_extras(arrays if parts else None, len(parts), sources, extras, seldom, len(numbers))
         except Exception:  # such as memory of a CUDA graph that torch has taken back
             return None
         slot.users = 1
@@ -249,7 +257,7 @@ class Ordinary:
         Returns None, with nothing done, where there are none, or some of those kept were written to meanwhile.
         """
         keeper, looked, self._looked = self.keeper, self._looked, None
-        self._copied = []
+        del self._copied[len(self._copied) // 2 :]
         if looked is None:
             return None
         reused = keeper.numbers_reused or keeper.arrays_reused
@@ -303,9 +311,8 @@ class Ordinary:
         batch: list[_Ordered] = []
         for one in held:
             with_codes = (one.codes is not None or len(one.tapped) > 0) and len(plan.codes_due_at([one.step])) > 0
-            given = one.scalars
-            routine = self._routine(one, given, with_codes)
-            if routine is None:
+            routine = self._routine(one, one.scalars, with_codes)
+            if routine is None or one.numbers + one.seldom_count > MOST_NUMBERS:
                 self._copy(batch, started)
                 batch = []
                 self._strange += 1
@@ -313,7 +320,7 @@ class Ordinary:
                 started = time.monotonic()
             else:
                 plan.last = one.step
-                batch.append((one, routine, given))
+                batch.append((one, routine))
         self._copy(batch, started, not late and plan.is_due(schedule.CLUSTERS, held[-1].step, before))
 
     def _routine(self, held: Held, numbers: list[torch.Tensor], with_codes: bool) -> Routine | None:
@@ -347,20 +354,21 @@ class Ordinary:
                 done = self._copy_together(chosen, started, clusters and not batch)
             except Exception:  # such as memory of a CUDA graph that torch has taken back
                 done = False
-                for held, _, _ in chosen:
+                for held, _ in chosen:
                     self._leave_out(held, numbers=True, arrays=True)
             if not done:
-                for held, _, _ in chosen:  # it counts what it cannot take, and sends the rest
+                for held, _ in chosen:  # it counts what it cannot take, and sends the rest
                     self._general(held)
 
     def _fitting(self, batch: list[_Ordered]) -> int:
         """Return how many of the steps fit into one slot, at least one."""
-        size, numbers, most = BARE_BYTES, 0, self._staging.small_bytes
-        for count, (_, routine, given) in enumerate(batch):
+        size, numbers, all_numbers, most = BARE_BYTES, 0, 0, self._staging.small_bytes
+        for count, (held, routine) in enumerate(batch):
             if routine.arrays is not None:
                 size += routine.arrays.nbytes
-            numbers += len(given)
-            if count and (size > most or numbers > MOST_SCALARS):
+            numbers += held.numbers
+            all_numbers += held.numbers + held.seldom_count
+            if count and (size > most or numbers > MOST_SCALARS or all_numbers > MOST_NUMBERS):
                 return count
         return len(batch)
 
@@ -374,16 +382,18 @@ class Ordinary:
         told: Sequence[tuple[str, Build]] = ()
         if clusters:  # before all other extras, so that they always lie in the same place
             told = self._take_clusters(chosen[-1][0].step, len(chosen) - 1, extras)
-        norms: list[torch.Tensor] = []
-        plain = sum([held.numbers for held, _, _ in chosen])
-        kinds = [routine.arrays for _, routine, _ in chosen if routine.arrays is not None]
+        seldom: list[torch.Tensor] = []
+        plain = sum([held.numbers for held, _ in chosen])
+        end = plain
+        kinds = [routine.arrays for _, routine in chosen if routine.arrays is not None]
         common = max(set(kinds), key=kinds.count, default=None)
-        for held, routine, given in chosen:
+        for held, routine in chosen:
             arrays = routine.arrays
             outgoing = () if arrays is None else arrays.outgoing
-            taken = Taken.of(held, routine, len(numbers), plain + len(norms), outgoing)
-            numbers += given[: held.numbers]
-            norms += given[held.numbers :]
+            taken = Taken.of(held, routine, len(numbers), end, outgoing)
+            numbers += held.tensors[: held.numbers]
+            seldom += held.seldom
+            end += held.seldom_count
             if arrays is not None:
                 of_step = arrays.of(held)
                 if arrays is common:
@@ -391,8 +401,6 @@ class Ordinary:
                     parts.append(taken)
                 else:
                     extras.append(Extra(len(steps), arrays.items, of_step, arrays))
-            if held.gradients is not None:
-                extras.append(_gradients(len(steps), held))
             steps.append(taken)
         if told:
             steps[-1].outgoing = [*steps[-1].outgoing, *told]
@@ -401,11 +409,11 @@ class Ordinary:
         if slot is None:
             return False
         with self._staging.on(self._stream):
-            slot.copy_extras(common, len(parts), sources, extras, norms, plain)
+            slot.copy_extras(common, len(parts), sources, extras, seldom, plain)
             slot.copy_numbers(numbers)
             slot.copy_arrays(sources)
         slot.users = 1
-        self._outbox.add(Batch(slot, steps, parts, plain + len(norms), time.monotonic() - started))
+        self._outbox.add(Batch(slot, steps, parts, end, time.monotonic() - started))
         return True
 
     def _take_clusters(self, step: int, owner: int, extras: list[Extra]) -> Sequence[tuple[str, Build]]:
@@ -455,11 +463,3 @@ class Ordinary:
         self._staging.reserve(arrays, together + 1)
         if len(self._arrays) <= LAID_OUT_KINDS:
             self._staging.lay_out(arrays, together + 1, arrays.of(held))
-
-
-def _gradients(owner: int, held: Held) -> Extra:
-    """Return a step's gradient norms as an extra."""
-    assert held.gradients is not None
-    norms, _ = held.gradients
-    item = item_of(GRADIENT_KEY, schedule.GRADIENTS, [norms], tuple(norms.shape), "f32")
-    return Extra(owner, [item], [norms], item.shape)

@@ -9,7 +9,7 @@ import torch
 
 from . import schedule
 from .capture import Item, Key
-from .layout import BARE_BYTES, MOST_SCALARS, START, Extra, Layout
+from .layout import BARE_BYTES, MOST_NUMBERS, MOST_SCALARS, START, Extra, Layout
 from .link import Loan
 from .wire import Frame, Tensor
 
@@ -24,6 +24,7 @@ _Copies = dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]]
 """For each pair of dtypes what to copy into, and from."""
 
 _MOST_LAYOUTS: Final = 32
+_MOST_VIEWS: Final = 256
 _make_event: Callable[[], Any] = torch.cuda.Event
 _foreach_copy: Callable[..., Any] = torch._foreach_copy_
 # torch.no_grad() without its Python.
@@ -73,10 +74,12 @@ class Slot:
                 self.device = torch.empty(capacity, dtype=torch.uint8, device=device)
             self.host, self.mapped = host, mapped
             self.scalar_views = list(self.device[: 4 * MOST_SCALARS].view(torch.float32).unbind(0))
-            self._numbers = self.host[: 4 * MOST_SCALARS].view(torch.float32).numpy()
+            self._vectors = self.device[: 4 * MOST_NUMBERS].view(torch.float32)
+            self._numbers = self.host[: 4 * MOST_NUMBERS].view(torch.float32).numpy()
         self.memory = self.host.numpy().data
         self.capacity = capacity
         self._layouts.clear()
+        self._views: dict[tuple[int, int], torch.Tensor] = {}
 
     def copy(
         self, numbers: Sequence[torch.Tensor], items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any
@@ -105,13 +108,28 @@ class Slot:
     ) -> None:
         """Begin with several steps: enqueue copies of what few of them have, if there is any.
 
-        Such numbers go to the places from ``at`` on. ``count`` of the steps have arrays, one like the other, of these
-        sources: a part for each. To follow are :meth:`copy_numbers` and :meth:`copy_arrays`.
+        Such numbers, one or several in a tensor, go to the places from ``at`` on. ``count`` of the steps have arrays,
+        one like the other, of these sources: a part for each. To follow are :meth:`copy_numbers` and
+        :meth:`copy_arrays`.
         """
         layout = self._layouts.get((arrays, count)) or self.lay_out(arrays, count, sources)
-        copies = self._begin(layout, numbers, extras, at)
+        copies = self._begin(layout, (), extras)
+        for number in numbers:
+            count = number.numel()
+            view = self.scalar_views[at] if number.dim() == 0 and at < MOST_SCALARS else self._vector(at, count)
+            _add(copies, (number.dtype, torch.float32), [view], [number])
+            at += count
         if copies:
             _run(copies)
+
+    def _vector(self, at: int, count: int) -> torch.Tensor:
+        """Return the places of so many numbers."""
+        view = self._views.get((at, count))
+        if view is None:
+            if len(self._views) >= _MOST_VIEWS:
+                self._views.clear()
+            view = self._views[at, count] = self._vectors[at : at + count]
+        return view
 
     def copy_numbers(self, numbers: Sequence[torch.Tensor]) -> None:
         """Enqueue copies of the numbers of several steps."""
@@ -144,13 +162,13 @@ class Slot:
         self._layouts[plan] = layout
         return layout
 
-    def _begin(self, layout: Layout, numbers: Sequence[torch.Tensor], extras: Sequence[Extra], at: int = 0) -> _Copies:
+    def _begin(self, layout: Layout, numbers: Sequence[torch.Tensor], extras: Sequence[Extra]) -> _Copies:
         """Choose where everything goes; return what to copy beside the arrays."""
         self._layout = self._last = layout
         self._extras = []
         copies: _Copies = {}
         if numbers:
-            _add_numbers(copies, self.scalar_views[at : at + len(numbers)], numbers)
+            _add_numbers(copies, self.scalar_views[: len(numbers)], numbers)
         for extra in extras:
             self._last = self._behind(layout, self._last.end, extra)
             self._extras.append((extra.owner, self._last))

@@ -5,6 +5,7 @@ They need a CUDA device, or ``on_host.py``; ``gpu_checks.py`` runs them.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from gpu_peer import CUDA, Peer, array, watched
 from workload import SIZES, Training
 
 import vqwatch
+from vqwatch import gradients
 from vqwatch.schedule import MOST_TOGETHER
 from vqwatch.wire import Codes, Reconstruction, Step
 
@@ -132,6 +134,54 @@ def delivers_steps_of_any_length(peer: Peer) -> str:
     return f"codes, steps: {counts}"
 
 
+def tells_norms_of_layers_and_gradients(peer: Peer) -> str:
+    """Norms that few of the steps copied together have: those of the layers, and of the gradients part after part.
+
+    Each is what it was at its step, whether a norm of all gradients was given or not.
+    """
+    most, counts = gradients.PART_PARAMETERS, []
+    gradients.PART_PARAMETERS = 8  # type: ignore[misc]
+    try:
+        for given in (True, False):
+            peer.messages.clear()
+            training = Training(SIZES["launch-bound"], CUDA)
+            left: dict[int, float] = {}
+            for index, layer in enumerate(training.model.layers):
+                layer.register_forward_hook(functools.partial(_note_energy, left, index))
+            every = {"energies": 7, "gradients": 20, "codebooks": 0, "reconstruction": 0}
+            watch = watched(peer, training, budget=float("inf"), every=every)
+            wanted, of_layers = {}, {}
+            for step in range(150):
+                out = training.step()
+                of_layers[step] = dict(left)
+                named = [(name, parameter.grad) for name, parameter in training.model.named_parameters()]
+                norms = [0.0 if grad is None else grad.norm().item() for _, grad in named]
+                modules = gradients.module_names([name for name, _ in named])
+                wanted[step] = gradients.by_module(norms, modules)
+                watch.step(step, **(out if given else {**out, "grad_norm": None}))
+                peer.take()
+            watch.flush(0.2)
+            peer.take(200)
+            told = [(message.step, message.gradient_norms) for message in peer.of(Step) if message.gradient_norms]
+            for step, by_module in told:
+                for name, norm in by_module.items():
+                    assert abs(norm - wanted[step][name]) <= 1e-4 * wanted[step][name] + 1e-9, (step, name)
+            energies = {message.step: message.residual_energy for message in peer.of(Step) if message.residual_energy}
+            assert len(energies) >= 20, (sorted(energies), watch.dropped)
+            for step, of_step in energies.items():
+                for name, energy in of_step.items():
+                    expected = of_layers[step][int(name)]
+                    assert abs(energy - expected) <= 1e-3 * expected, (step, name, energy, expected)
+            assert sum(len(by_module) for _, by_module in told) >= 7 * len(wanted[0]), (told, watch.dropped)
+            assert (len(told) > 10) == given, told
+            assert watch.dropped == {}, watch.dropped
+            counts += [len(told), len(energies)]
+            watch.close(0.0)
+    finally:
+        gradients.PART_PARAMETERS = most  # type: ignore[misc]
+    return f"steps with gradients, with energies: {counts}"
+
+
 def leaves_out_what_was_written_to(peer: Peer) -> str:
     """A training that writes to what it gave: nothing wrong is sent, a few steps are counted, then nothing is lost."""
 
@@ -234,6 +284,13 @@ def goes_on_after_an_error(peer: Peer) -> str:
         counts.append(200 - len(told))
         watch.close(0.0)
     return f"steps lost: {counts}"
+
+
+def _note_energy(
+    left: dict[int, float], index: int, _layer: torch.nn.Module, inputs: tuple[torch.Tensor], output: Any
+) -> None:
+    """Note the mean squared norm of what a quantizer leaves over."""
+    left[index] = (inputs[0] - output[0]).detach().square().sum(-1).mean().item()
 
 
 def _ordinary(

@@ -31,6 +31,7 @@ from batch_checks import (
     leaves_out_what_was_written_to,
     leaves_out_what_was_written_to_late,
     tells_a_sample_after_its_step,
+    tells_norms_of_layers_and_gradients,
     tells_one_more_learning_rate,
 )
 from gpu_peer import CUDA, EVERYTHING, Peer, array, watched
@@ -365,8 +366,8 @@ def main() -> int:
         delivers_codes_now_and_then, delivers_steps_few_at_a_time, tells_a_sample_after_its_step,
         delivers_steps_of_any_length, finds_codebooks_again, tells_gradients_with_codebooks,
         leaves_out_what_was_written_to, leaves_out_what_was_written_to_late, goes_on_after_an_error,
-        tells_one_more_learning_rate, delivers_what_graphs_put_out, never_synchronises,
-        allocates_nothing_after_warm_up, leaves_training_bit_identical,
+        tells_one_more_learning_rate, tells_norms_of_layers_and_gradients, delivers_what_graphs_put_out,
+        never_synchronises, allocates_nothing_after_warm_up, leaves_training_bit_identical,
     ]  # fmt: skip
     failed = 0
     for check in checks if not arguments.skip_checks else []:

@@ -21,6 +21,7 @@ TOLD = {
     "delivers_steps_of_any_length": "(120, 120)",
     "finds_codebooks_again": "before and after",
     "tells_gradients_with_codebooks": "modules and tensors at each step",
+    "tells_norms_of_layers_and_gradients": "steps with gradients, with energies: [",
     "leaves_out_what_was_written_to": "codes that arrived, left out",
     "leaves_out_what_was_written_to_late": "only those missing: [True, True, True, True, True, True]",
     "goes_on_after_an_error": "steps lost: [",
