@@ -18,7 +18,7 @@ GRADIENTS: Final = "gradients"
 ENERGIES: Final = "energies"
 
 DEFAULT_EVERY: Final[Mapping[str, int]] = MappingProxyType(
-    {SCALARS: 1, CODES: 1, CLUSTERS: 20, ENERGIES: 100, GRADIENTS: 200, CODEBOOKS: 50, RECONSTRUCTION: 50}
+    {SCALARS: 1, CODES: 1, CLUSTERS: 20, ENERGIES: 100, GRADIENTS: 200, CODEBOOKS: 50, RECONSTRUCTION: 100}
 )
 """Steps between two captures of each kind.
 
