@@ -280,6 +280,50 @@ class Regular:
         return _costs(self._seconds, seconds, len(self)) if self._parts else {}
 
 
+class Unlike:
+    """Ordinary steps of one routine in one slot, of which some have numbers beside, or lost their arrays.
+
+    Those at the places ``parts`` have arrays, unless they are ``lost``; ``beside`` tells what lies behind those, as of
+    the last step.
+    """
+
+    __slots__ = ("_beside", "_held", "_lost", "_parts", "_routine", "_seconds", "slot")
+
+    def __init__(
+        self,
+        slot: Slot,
+        routine: Routine,
+        held: Sequence[Held],
+        parts: Sequence[int],
+        lost: Sequence[int],
+        beside: Sequence[tuple[str, Build]],
+        seconds: float,
+    ) -> None:
+        self.slot = slot
+        self._routine = routine
+        self._held = held
+        self._parts = parts
+        self._lost = lost
+        self._beside = beside
+        self._seconds = seconds
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def apart(self) -> Batch:
+        """Return the same as a batch of steps that can each be told in its own way."""
+        routine, parts = self._routine, self._parts
+        seldom_at = routine.numbers * len(self)
+        steps: list[Taken] = []
+        arrays = () if routine.arrays is None else routine.arrays.outgoing
+        for index, one in enumerate(self._held):
+            outgoing = arrays if index in parts and index not in self._lost else ()
+            steps.append(Taken.of(one, routine, index * routine.numbers, seldom_at, outgoing))
+            seldom_at += one.seldom_count
+        steps[-1].outgoing = [*steps[-1].outgoing, *self._beside]
+        return Batch(self.slot, steps, [steps[index] for index in parts], seldom_at, self._seconds)
+
+
 def _costs(copying: float, sending: float, steps: int) -> dict[str, float]:
     """Return what the codes of one of some steps cost: half of the copying goes to the numbers."""
     return {schedule.CODES: (copying / 2 + sending) / steps}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .batch import Batch, Regular, Taken
+from .batch import Regular, Unlike
 
 if TYPE_CHECKING:
     import torch
@@ -49,17 +49,7 @@ class Begun(NamedTuple):
         looked = self.looked
         return Regular(looked.slot, looked.routine, self.held, looked.parts, looked.told, looked.plan, seconds)
 
-    def apart(self, lost: Sequence[int], seconds: float) -> Batch:
-        """Return them as steps that can each be told in its own way, without the arrays of those at some places."""
+    def unlike(self, lost: Sequence[int], seconds: float) -> Unlike:
+        """Return them as steps that differ, without the arrays of those at some places."""
         looked = self.looked
-        routine, parts = looked.routine, looked.parts
-        seldom_at = routine.numbers * len(self.held)
-        steps: list[Taken] = []
-        outgoing = () if routine.arrays is None else routine.arrays.outgoing
-        for index, one in enumerate(self.held):
-            with_arrays = index in parts and index not in lost
-            at = index * routine.numbers
-            steps.append(Taken.of(one, routine, at, seldom_at, outgoing if with_arrays else ()))
-            seldom_at += one.seldom_count
-        steps[-1].outgoing = [*steps[-1].outgoing, *looked.told]
-        return Batch(looked.slot, steps, [steps[index] for index in parts], seldom_at, seconds)
+        return Unlike(looked.slot, looked.routine, self.held, looked.parts, lost, looked.told, seconds)

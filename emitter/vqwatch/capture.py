@@ -101,6 +101,9 @@ class Capture:
 
         ``later`` says that other steps will be sent before this one.
         """
+        if entry.plan is not None:  # arrays on a device, and nothing else
+            self._enqueue(entry, entry.items, entry.sources, complaints)
+            return
         waiting: list[tuple[Item, list[Any]]] = []
         staged: list[tuple[Item, list[Any]]] = []
         at = 0

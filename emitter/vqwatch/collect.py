@@ -104,12 +104,13 @@ class Collector:
         self.norms = {}
         self._latents = {}
 
-    def expect(self, energies: bool, latents: bool) -> None:
-        """Say what the hooks of the next forward pass shall take."""
+    def expect(self, energies: bool, latents: bool, later: bool) -> None:
+        """Say what the hooks of the next forward pass shall take; if nothing, ``later`` leaves them there for now."""
         self.wants_energies = energies
         self.wants_latents = latents and self._leads
         self.wants_residuals = energies or self.wants_latents
-        self._listen()
+        if self.wants_residuals or not later:
+            self._listen()
 
     def want_codes(self, wanted: bool) -> None:
         """Say whether the hooks of the next forward pass shall take codes."""

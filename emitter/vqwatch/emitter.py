@@ -206,7 +206,7 @@ class Emitter:
                 plan.beside(step, before), original, reconstructed, mask
             )
             if step + 1 >= self._look_at:
-                self._expect(step)
+                self._expect(step, beside)
             self._go_on(ordinary, now, beside)
             self._own_seconds += _monotonic() - now
         except Exception as error:
@@ -362,8 +362,8 @@ class Emitter:
         dropped = self.complaints.dropped
         return Ordinary(self._plan, staging, self._collector, self._outbox, groups, dropped, self._take_held)
 
-    def _expect(self, step: int) -> None:
-        """Tell the hooks what the step after this one will want."""
+    def _expect(self, step: int, busy: bool = False) -> None:
+        """Tell the hooks what the step after this one will want; such as are of no use stay where the call is busy."""
         plan, collector = self._plan, self._collector
         if collector.tap_seconds:
             if collector.wants_energies:
@@ -372,8 +372,9 @@ class Emitter:
             self._own_seconds += collector.tap_seconds
             collector.tap_seconds = 0.0
         energies = plan.is_due(kinds.ENERGIES, step + 1, step)
-        collector.expect(energies, plan.is_due(kinds.CODEBOOKS, step + 1, step))
-        self._look_at = step + 1 if energies else min(plan.next_special, plan.next_after(kinds.ENERGIES, step + 1))
+        collector.expect(energies, plan.is_due(kinds.CODEBOOKS, step + 1, step), busy)
+        again = energies or busy
+        self._look_at = step + 1 if again else min(plan.next_special, plan.next_after(kinds.ENERGIES, step + 1))
 
     def _copy_held(self) -> None:
         """Begin the copies of ordinary steps that are kept, so that steps stay in order."""

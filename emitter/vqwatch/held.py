@@ -115,7 +115,7 @@ class Held:
 
     def let_go_of_arrays(self) -> None:
         """Have no arrays any more, as they were copied."""
-        self.codes, self.tapped, self.mask, self.gradients = None, (), None, None
+        self.codes, self.tapped, self.mask = None, (), None
         del self.tensors[self.numbers :]
 
     def copy_numbers(self) -> None:

@@ -195,7 +195,7 @@ class Ordinary:
             self._outbox.add(beside.pop(0))
         for one in held:
             one.let_go_of_arrays()
-        self._copied = held
+        self._copied = [*held]
 
     def _look(self, started: float, late: bool) -> Looked | None:
         """Enqueue the copies of what comes seldom; return what else is to be copied of the steps kept, of one routine.
@@ -257,7 +257,7 @@ class Ordinary:
         Returns None, with nothing done, where there are none, or some of those kept were written to meanwhile.
         """
         keeper, looked, self._looked = self.keeper, self._looked, None
-        del self._copied[len(self._copied) // 2 :]
+        del self._copied[len(self._copied) // 5 :]
         if looked is None:
             return None
         reused = keeper.numbers_reused or keeper.arrays_reused
@@ -289,7 +289,7 @@ class Ordinary:
                 lost = looked.parts
                 looked.slot.copy_arrays(())
         seconds = begun.seconds + time.monotonic() - started
-        self._outbox.add(begun.apart(lost, seconds) if lost or looked.special else begun.regular(seconds))
+        self._outbox.add(begun.unlike(lost, seconds) if lost or looked.special else begun.regular(seconds))
         for index in lost:
             self._leave_out(held[index], numbers=False, arrays=True)
         self._done(held)

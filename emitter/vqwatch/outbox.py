@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Final
 
 from .backlog import Encode
-from .batch import Batch, Regular
+from .batch import Batch, Regular, Unlike
 from .complaints import Complaints
 from .entry import Entry
 from .link import Form, Link, Loan
 from .schedule import Schedule
-from .telling import MAKING, Teller, make_of
+from .telling import MAKING, Making, Teller, make_of
 from .wire import Frame, Origin
 
 MOST_PENDING: Final = 256
@@ -33,9 +33,9 @@ class Outbox:
         self._plan = plan
         self._complaints = complaints
         self._teller = Teller(origin, plan, complaints.dropped)
-        self.pending: deque[Entry | Batch | Regular] = deque()
+        self.pending: deque[Entry | Batch | Regular | Unlike] = deque()
 
-    def add(self, entry: Entry | Batch | Regular) -> None:
+    def add(self, entry: Entry | Batch | Regular | Unlike) -> None:
         """Take what has been staged."""
         if len(self.pending) >= MOST_PENDING:
             self._complaints.dropped["step:pending"] += 1 if isinstance(entry, Entry) else len(entry)
@@ -47,8 +47,8 @@ class Outbox:
     def send(self, now: float, in_part: bool = False) -> float | None:
         """Send, in order, what has arrived; return the seconds that went to arrays, None where nothing was done.
 
-        ``in_part`` sends one thing only, or makes a part of a form for it; for a batch that has none the messages of
-        the steps are made in a call before.
+        ``in_part`` does one thing only: send, make a part of a form, or of a batch that has none one of the parts that
+        go before.
         """
         spent: float | None = None
         pending = self.pending
@@ -70,19 +70,13 @@ class Outbox:
                     return 0.0
                 seconds = self._send_batch(entry, now)
             else:
-                try:
-                    form = self._teller.form(entry, in_part)
-                except Exception:
-                    entry.slot.release([])
-                    raise
-                if form is MAKING:
-                    pending.appendleft(entry)
-                    return 0.0
-                of_regular = None if form is None else self._send_regular(entry, form, now)
-                if of_regular is None:
-                    pending.appendleft(entry.apart())
+                sent = self._send_regular(entry, now, in_part) if isinstance(entry, Regular) else None
+                if sent is None or sent is MAKING:
+                    pending.appendleft(entry.apart() if sent is None else entry)
+                    if in_part:
+                        return 0.0
                     continue
-                seconds = of_regular
+                seconds = sent
             spent = seconds if spent is None else spent + seconds
             if in_part:
                 break
@@ -130,20 +124,17 @@ class Outbox:
             batch.slot.release(loans)
         return self._spent(batch, started)
 
-    def _send_regular(self, batch: Regular, form: Form, now: float) -> float | None:
-        """Send a batch by a form of others like it; return None, with nothing done, where that cannot be."""
+    def _send_regular(self, batch: Regular, now: float, in_part: bool) -> float | Making | None:
+        """Send a batch by a form of others like it; return None, with nothing done, where that cannot be.
+
+        ``in_part`` may make a part of that form instead, and returns :data:`~vqwatch.telling.MAKING`.
+        """
         started = time.monotonic()
-        numbers = batch.slot.numbers(0, batch.count)
-
-        def again(seq: int, first: int) -> list[Frame]:
-            ((message, _),) = self._teller.messages(batch.apart(), numbers, self._teller.news())
-            return message(seq, first)
-
         try:
-            filling = self._teller.filling(batch, numbers)
-            loans = self._link.filled(form, filling, batch.slot, (again, len(batch)), now)
-        except ValueError:  # more numbers than the form is for, or fewer
-            return None
+            form = self._teller.form(batch, in_part)
+            if form is None or form is MAKING:
+                return form
+            loans = self._filled(batch, form, now)
         except Exception:
             batch.slot.release([])
             raise
@@ -152,6 +143,19 @@ class Outbox:
         self.last_step = batch.last_step
         batch.slot.release(loans)
         return self._spent(batch, started)
+
+    def _filled(self, batch: Regular, form: Form, now: float) -> list[Loan] | None:
+        numbers = batch.slot.numbers(0, batch.count)
+
+        def again(seq: int, first: int) -> list[Frame]:
+            ((message, _),) = self._teller.messages(batch.apart(), numbers, self._teller.news())
+            return message(seq, first)
+
+        try:
+            filling = self._teller.filling(batch, numbers)
+            return self._link.filled(form, filling, batch.slot, (again, len(batch)), now)
+        except ValueError:  # more numbers than the form is for, or fewer
+            return None
 
     def _spent(self, batch: Batch | Regular, started: float) -> float:
         """Tell the schedule what the arrays of a batch cost, and return the seconds that sending them took."""

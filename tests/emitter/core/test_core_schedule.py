@@ -120,7 +120,7 @@ def test_a_costly_kind_is_stretched_until_the_budget_is_kept() -> None:
     shares = simulated(schedule, costs, fixed=5e-5, step_seconds=0.025, steps=4000)
     assert mean(shares[:400]) > 0.01
     assert mean(shares[-1600:]) <= 0.01
-    assert schedule.every[RECONSTRUCTION] > 50
+    assert schedule.every[RECONSTRUCTION] > DEFAULT_EVERY[RECONSTRUCTION]
     assert (schedule.every[CODES], schedule.every[SCALARS]) == (1, 1)
 
 
@@ -147,12 +147,12 @@ def test_a_cadence_comes_back_when_the_cost_is_gone() -> None:
     simulated(schedule, {RECONSTRUCTION: 0.1}, fixed=1e-5, step_seconds=0.025, steps=1000)
     stretched = schedule.every[RECONSTRUCTION]
     simulated(schedule, {RECONSTRUCTION: 1e-4}, fixed=1e-5, step_seconds=0.025, steps=20_000)
-    assert schedule.every[RECONSTRUCTION] == 50 < stretched
+    assert schedule.every[RECONSTRUCTION] == DEFAULT_EVERY[RECONSTRUCTION] < stretched
 
 
 def test_a_cost_at_the_edge_of_the_budget_does_not_make_the_cadence_swing() -> None:
     schedule = Schedule(DEFAULT_EVERY, budget=0.01)
-    changes, before = 0, 50
+    changes, before = 0, DEFAULT_EVERY[RECONSTRUCTION]
     for step in range(4000):
         due = schedule.due(step)
         wobble = 1.15 if step // 40 % 2 else 0.85
