@@ -221,7 +221,9 @@ class Ordinary:
         if arrays is not None:
             parts = due
             each, used = len(given) // len(held), len(arrays.dtypes)
-            sources = [tensor for part in parts for tensor in given[part * each : part * each + used]]
+            sources = given
+            if used < each or len(parts) < len(held):
+                sources = [tensor for part in parts for tensor in given[part * each : part * each + used]]
         special = [index for index, one in enumerate(held) if one.norms or one.gradients is not None]
         for index in special:
             one = held[index]
@@ -273,7 +275,7 @@ class Ordinary:
     def _copied_numbers(self, looked: Looked) -> bool:
         try:
             with self._staging.on(self._stream):
-                looked.slot.copy_numbers(looked.numbers)
+                looked.slot.copy_numbers(looked.numbers, looked.routine.dtype)
         except Exception:  # such as memory of a CUDA graph that torch has taken back: whose is it?
             return False
         return True

@@ -51,12 +51,13 @@ class Arrays:
 class Routine:
     """How to take the numbers and codes of steps that look alike: what the general way made of one.
 
-    ``losses`` names those on the device, ``floats`` those that are floats, ``numbers`` counts what is on the device.
+    ``losses`` names those on the device, ``floats`` those that are floats, ``numbers`` counts what is on the device,
+    ``dtype`` is that of all of it, if they have one.
     """
 
     __slots__ = (
-        "_dtypes", "_layers", "_masked", "_names", "_norms", "_number_dtypes", "_shapes", "_types", "arrays", "floats",
-        "losses", "normed", "numbers",
+        "_dtypes", "_layers", "_masked", "_names", "_norms", "_number_dtypes", "_shapes", "_types", "arrays", "dtype",
+        "floats", "losses", "normed", "numbers",
     )  # fmt: skip
 
     def __init__(self, entry: Entry, held: Held, with_codes: bool) -> None:
@@ -70,6 +71,7 @@ class Routine:
         self._number_dtypes = [number.dtype for number in held.scalars]
         self.floats = [name for name, value in zip(held.names, held.values, strict=True) if type(value) is float]
         self.numbers = len(self._number_dtypes)
+        self.dtype = self._number_dtypes[0] if len({*self._number_dtypes}) == 1 else None
         self.normed = held.norm is not None
         self._norms = list(held.norms)
         self._layers = [layer for layer, _ in held.tapped] if held.codes is None else None
@@ -114,30 +116,35 @@ class Routine:
         It takes a fraction of asking each. ``numbers`` and ``arrays`` are theirs, one step's after the other's, no
         arrays where the routine has none.
         """
-        codes = self._layers is None
+        codes, count = self._layers is None, self.numbers
         for one in steps:
-            if one.names != self._names or (one.norm is not None) != self.normed:
+            if one.names != self._names or (one.norm is not None) != self.normed or one.numbers != count:
                 return False
             if self.arrays is not None and ((one.codes is not None) != codes or (one.mask is not None) != self._masked):
                 return False
             if one.tapped and [layer for layer, _ in one.tapped] != self._layers:
                 return False
-        times = len(steps)
+        if self.floats and [type(value) for one in steps for value in one.values] != self._types * len(steps):
+            return False
         return (
-            [type(value) for one in steps for value in one.values] == self._types * times
-            and {type(rate) for one in steps for rate in one.rates} <= {float}
+            {type(rate) for one in steps for rate in one.rates} <= {float}
             and len({len(one.rates) for one in steps}) == 1
-            and [number.dtype for number in numbers] == self._number_dtypes * times
-            and {number.dim() for number in numbers} <= {0}
-            and False not in [number.is_cuda for number in numbers]
-            and (
-                self.arrays is None
-                or (
-                    [array.dtype for array in arrays] == self._dtypes * times
-                    and [array.shape for array in arrays] == self._shapes * times
-                    and False not in [array.is_cuda for array in arrays]
-                )
-            )
+            and self._fit_numbers(numbers, len(steps))
+            and (self.arrays is None or self._fit_arrays(arrays, len(steps)))
+        )
+
+    def _fit_numbers(self, numbers: Sequence[torch.Tensor], times: int) -> bool:
+        if {number.dim() for number in numbers} != {0} or False in [number.is_cuda for number in numbers]:
+            return False
+        if self.dtype is not None:
+            return {number.dtype for number in numbers} == {self.dtype}
+        return [number.dtype for number in numbers] == self._number_dtypes * times
+
+    def _fit_arrays(self, arrays: Sequence[torch.Tensor], times: int) -> bool:
+        return (
+            [array.dtype for array in arrays] == self._dtypes * times
+            and [array.shape for array in arrays] == self._shapes * times
+            and False not in [array.is_cuda for array in arrays]
         )
 
     def fits(self, held: Held, numbers: Sequence[torch.Tensor]) -> bool:

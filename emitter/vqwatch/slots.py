@@ -131,11 +131,15 @@ class Slot:
             view = self._views[at, count] = self._vectors[at : at + count]
         return view
 
-    def copy_numbers(self, numbers: Sequence[torch.Tensor]) -> None:
-        """Enqueue copies of the numbers of several steps."""
+    def copy_numbers(self, numbers: list[torch.Tensor], dtype: torch.dtype | None = None) -> None:
+        """Enqueue copies of the numbers of several steps, of this dtype if all of them have one."""
         copies: _Copies = {}
         if numbers:
-            _add_numbers(copies, self.scalar_views[: len(numbers)], numbers)
+            views = self.scalar_views[: len(numbers)]
+            if dtype is not None:
+                copies[dtype, torch.float32] = views, numbers
+            else:
+                _add_numbers(copies, views, numbers)
         _run(copies)
 
     def copy_arrays(self, sources: Sequence[torch.Tensor]) -> None:
