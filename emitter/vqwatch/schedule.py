@@ -18,14 +18,14 @@ GRADIENTS: Final = "gradients"
 ENERGIES: Final = "energies"
 
 DEFAULT_EVERY: Final[Mapping[str, int]] = MappingProxyType(
-    {SCALARS: 1, CODES: 1, CLUSTERS: 20, ENERGIES: 100, GRADIENTS: 200, CODEBOOKS: 50, RECONSTRUCTION: 100}
+    {SCALARS: 1, CODES: 1, CLUSTERS: 20, ENERGIES: 100, GRADIENTS: 200, CODEBOOKS: 100, RECONSTRUCTION: 100}
 )
 """Steps between two captures of each kind.
 
 Codes and scalars make the windows and are small. Cluster sizes are a few KiB and show revivals, which fade within tens
-of steps. A codebook moves slowly (decay 0.99: a time constant of 100 steps), and at one in 50 steps its 8 MiB are half
-of one percent of what the copy engine can move. A reconstruction sample is for readings whose trend is over hundreds
-of steps, as are the energies of layers and the gradients of modules; these cost the host most, for the fewest bytes.
+of steps. A codebook moves slowly (decay 0.99: a time constant of 100 steps). A reconstruction sample is for readings
+whose trend is over hundreds of steps, as are the energies of layers and the gradients of modules; these cost the host
+most, for the fewest bytes. Of all that is taken now and then, on a device, some call of ``step()`` takes long.
 """
 
 EVERYTHING: Final[Mapping[str, int]] = MappingProxyType(dict.fromkeys(DEFAULT_EVERY, 1))
@@ -56,7 +56,7 @@ SLOW_STEP_SECONDS: Final = 0.2
 
 LEAST_SHARE: Final = 0.25
 # The large ones at different steps, and gradients at another; energies with codebooks, as both want hooks.
-_OFFSETS: Final = {RECONSTRUCTION: 20, GRADIENTS: 30}
+_OFFSETS: Final = {RECONSTRUCTION: 50, GRADIENTS: 20}
 _REVIEW_STEPS: Final = 48
 _WARM_UP_STEPS: Final = 32
 _SMOOTHING: Final = 0.2
