@@ -175,7 +175,7 @@ class Emitter:
 
         Arrays may be torch tensors, numpy arrays or anything with ``__dlpack__``; of a DTensor this rank's part is
         sent, but no addend (give its ``full_tensor()``). What does not fit is left out, logged once and counted; the
-        rest is sent. CUDA tensors may be read up to sixteen steps later, in loops with less than 0.2 s a step: do not
+        rest is sent. CUDA tensors may be read up to twenty steps later, in loops with less than 0.2 s a step: do not
         write to them after the call. What was written to is noticed, left out and counted as "overwritten", and from
         then on everything is read at once.
         """
@@ -295,12 +295,16 @@ class Emitter:
         step = int(step)
         if not 0 <= step <= MAX_INTEGER:
             raise Refused("step", f"step {step} is negative, or more than a message can hold")
-        self._copy_held()
+        before = self._plan.last
+        if self._ordinary is not None:
+            self._ordinary.copy(late=True)
         if not self._staged or started - self._turned >= LISTEN_SECONDS:
             self._listen(started)
             self._in_kinds += self._outbox.send(started) or 0.0
         due = self._plan.due(step)
         if self._ordinary is not None:
+            if self._plan.is_due(kinds.CLUSTERS, step, before):  # too late for those that were kept
+                due |= {kinds.CLUSTERS}
             self._ordinary.keeper.last = step  # less than before where training went back to a checkpoint
         if not self._link.writable:
             due = self._without_peer(due)
@@ -379,7 +383,7 @@ class Emitter:
     def _copy_held(self) -> None:
         """Begin the copies of ordinary steps that are kept, so that steps stay in order."""
         if self._ordinary is not None:
-            self._ordinary.copy(late=True)
+            self._ordinary.copy()
 
     def _listen(self, now: float) -> None:
         """Take in what the daemon answered."""

@@ -19,7 +19,7 @@ from .capture import aligned
 from .entry import Entry
 from .held import Held, Keeper, any_changed
 from .layout import BARE_BYTES, MOST_NUMBERS, MOST_SCALARS, Extra
-from .routine import Arrays, Routine, look
+from .routine import Routine, Routines
 from .staging import LARGE_SLOTS, SMALL_SLOTS
 from .wire import MAX_BUNDLED, MAX_INTEGER, MAX_STEPS
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .schedule import Schedule
     from .staging import Staging
 
-MOST_ROUTINES: Final = 512
 PATIENCE_SECONDS: Final = 0.1
 """Where a loop slows down, what is kept waits at most so long, or as long as so many steps used to take."""
 
@@ -73,19 +72,13 @@ class Ordinary:
         self._dropped = dropped
         self._general = general
         self._use(staging.current_stream())
-        self._routines: dict[Any, Routine] = {}
-        self._arrays: dict[Any, Arrays] = {}
-        self._latest: list[Routine | None] = [None, None]  # without codes, and with them; no layers' norms
+        self._routines = Routines()
         self._beside: list[Entry] = []
-        self._most_bytes = 0
-        self._most_messages = 1
         self._one_by_one = False
         self._strange = 0
         self._looked: Looked | None = None
         self._begun: Begun | None = None
-        self._copied: list[
-            Held
-        ] = []  # that nobody needs any more: to free them takes so long that it is done in two calls
+        self._copied: list[Held] = []  # nobody needs them any more: to free them takes long, and is done in two calls
         self._patience_seconds = PATIENCE_SECONDS
 
     def keep(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any, now: float) -> bool:
@@ -141,9 +134,9 @@ class Ordinary:
         self._strange = 0
         most = 1 if self._one_by_one or strange else schedule.steps_together(self._plan.step_seconds)
         self._patience_seconds = max(PATIENCE_SECONDS, most * self._plan.step_seconds)
-        if self._most_bytes:
-            most = min(most, max(1, TOGETHER_BYTES // self._most_bytes))
-        self.keeper.most = most = min(most, (MAX_BUNDLED - 1) // self._most_messages)
+        if self._routines.most_bytes:
+            most = min(most, max(1, TOGETHER_BYTES // self._routines.most_bytes))
+        self.keeper.most = most = min(most, (MAX_BUNDLED - 1) // self._routines.most_messages)
         self.keeper.at_once = most > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
 
     def copy(self, in_part: bool = False, late: bool = False) -> None:
@@ -206,7 +199,7 @@ class Ordinary:
         held = self.keeper.held
         first, last = held[0], held[-1]
         due = self._plan.codes_due_at([one.step for one in held])
-        routine = self._latest[first.codes is not None or len(first.tapped) > 0] or self._latest[False]
+        routine = self._routines.latest(first.codes is not None or len(first.tapped) > 0)
         if routine is None or len(held) > MAX_STEPS:
             return None
         arrays = routine.arrays
@@ -228,7 +221,7 @@ class Ordinary:
         for index in special:
             one = held[index]
             if one.norms:
-                like_it = self._routine(one, one.scalars, index in parts)
+                like_it = self._routines.of(one, index in parts)
                 if like_it is None or like_it.arrays is not (arrays if index in parts else None):
                     return None
         seldom = [number for index in special for number in held[index].seldom]
@@ -313,7 +306,7 @@ class Ordinary:
         batch: list[_Ordered] = []
         for one in held:
             with_codes = (one.codes is not None or len(one.tapped) > 0) and len(plan.codes_due_at([one.step])) > 0
-            routine = self._routine(one, one.scalars, with_codes)
+            routine = self._routines.of(one, with_codes)
             if routine is None or one.numbers + one.seldom_count > MOST_NUMBERS:
                 self._copy(batch, started)
                 batch = []
@@ -324,18 +317,6 @@ class Ordinary:
                 plan.last = one.step
                 batch.append((one, routine))
         self._copy(batch, started, not late and plan.is_due(schedule.CLUSTERS, held[-1].step, before))
-
-    def _routine(self, held: Held, numbers: list[torch.Tensor], with_codes: bool) -> Routine | None:
-        """Return how a step is taken: as the last one was, or one before; None where nothing like it was met."""
-        latest = self._latest[with_codes]
-        if latest is not None and not held.norms and latest.fits(held, numbers):
-            return latest
-        routine = self._routines.get(look(held, numbers, with_codes))
-        if routine is None or not routine.fits(held, numbers):
-            return None
-        if not held.norms:
-            self._latest[with_codes] = routine
-        return routine
 
     def _leave_out(self, held: Held, numbers: bool, arrays: bool) -> None:
         """Leave out what was written to, and keep nothing any more."""
@@ -441,27 +422,9 @@ class Ordinary:
         if stream is not self._stream:
             self._use(stream)
             self._staging.forget_between()
-        if len(self._routines) >= MOST_ROUTINES:
-            self._routines.clear()
-            self._arrays.clear()
-        numbers = held.scalars
-        without = Routine.of(entry, held, with_codes=False)
-        if without is not None:
-            self._routines[look(held, numbers, with_codes=False)] = without
-        routine = Routine.of(entry, held, with_codes=True) if with_codes else None
-        if routine is None or routine.arrays is None:
-            return
-        self._routines[look(held, numbers, with_codes=True)] = routine
-        arrays = routine.arrays
-        kind = arrays.items, arrays.outgoing, arrays.dtypes
-        known = self._arrays.get(kind)
-        if known is not None:
-            routine.arrays = known
-            return
-        self._arrays[kind] = arrays
-        self._most_messages = max(self._most_messages, 1 + len(arrays.outgoing))
-        self._most_bytes = max(self._most_bytes, arrays.nbytes)
-        together = max(1, min(schedule.MOST_TOGETHER, TOGETHER_BYTES // arrays.nbytes))
-        self._staging.reserve(arrays, together + 1)
-        if len(self._arrays) <= LAID_OUT_KINDS:
-            self._staging.lay_out(arrays, together + 1, arrays.of(held))
+        arrays = self._routines.learn(entry, held, with_codes)
+        if arrays is not None:
+            together = max(1, min(schedule.MOST_TOGETHER, TOGETHER_BYTES // arrays.nbytes))
+            self._staging.reserve(arrays, together + 1)
+            if self._routines.kinds <= LAID_OUT_KINDS:
+                self._staging.lay_out(arrays, together + 1, arrays.of(held))

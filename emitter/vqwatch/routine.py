@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .capture import aligned
 from .scalars import ENERGY, LOSS, NORM, RATE
@@ -17,14 +17,7 @@ if TYPE_CHECKING:
     from .entry import Build, Entry
     from .held import Held
 
-
-def look(held: Held, numbers: Sequence[torch.Tensor], with_codes: bool) -> Any:
-    """Return what a step's routine is found by: what :meth:`Routine.fits` compares. Unlike that, it can be hashed."""
-    arrays = [(array.dtype, array.shape) for array in held.arrays] if with_codes else []
-    types = [type(value) for value in held.values]
-    dtypes = [number.dtype for number in numbers]
-    none = held.norm is None, held.codes is None, held.mask is None
-    return held.names, tuple(types), tuple(dtypes), tuple(held.norms), *(none if with_codes else none[:1]), *arrays
+MOST_ROUTINES: Final = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,9 +169,74 @@ class Routine:
         return False not in [array.is_cuda for array in arrays]
 
 
+def _look(held: Held, numbers: Sequence[torch.Tensor], with_codes: bool) -> Any:
+    """Return what a step's routine is found by: what :meth:`Routine.fits` compares. Unlike that, it can be hashed."""
+    arrays = [(array.dtype, array.shape) for array in held.arrays] if with_codes else []
+    types = [type(value) for value in held.values]
+    dtypes = [number.dtype for number in numbers]
+    none = held.norm is None, held.codes is None, held.mask is None
+    return held.names, tuple(types), tuple(dtypes), tuple(held.norms), *(none if with_codes else none[:1]), *arrays
+
+
 def _as_given(entry: Entry, held: Held) -> tuple[Item, ...]:
     """Return an entry's items, the codes turned where they were given with the layers in the last axis."""
     codes, first = held.codes, entry.sources[0]
     if codes is None or (first.shape == codes.shape and first.stride() == codes.stride()):
         return tuple(entry.items)
     return replace(entry.items[0], turned=True), *entry.items[1:]
+
+
+class Routines:
+    """The routines of the steps met so far. Of one step, arrays take ``most_bytes`` and all messages are
+    ``most_messages``, at most."""
+
+    def __init__(self) -> None:
+        self.most_bytes = 0
+        self.most_messages = 1
+        self._known: dict[Any, Routine] = {}
+        self._arrays: dict[Any, Arrays] = {}
+        self._latest: list[Routine | None] = [None, None]  # without codes, and with them; no layers' norms
+
+    @property
+    def kinds(self) -> int:
+        """Return how many kinds of arrays were met."""
+        return len(self._arrays)
+
+    def latest(self, with_codes: bool) -> Routine | None:
+        """Return how the last step was taken, of those with codes if there was one; None before the first."""
+        return self._latest[with_codes] or self._latest[False]
+
+    def of(self, held: Held, with_codes: bool) -> Routine | None:
+        """Return how a step is taken: as the last one was, or one before; None where nothing like it was met."""
+        numbers = held.scalars
+        latest = self._latest[with_codes]
+        if latest is not None and not held.norms and latest.fits(held, numbers):
+            return latest
+        routine = self._known.get(_look(held, numbers, with_codes))
+        if routine is None or not routine.fits(held, numbers):
+            return None
+        if not held.norms:
+            self._latest[with_codes] = routine
+        return routine
+
+    def learn(self, entry: Entry, held: Held, with_codes: bool) -> Arrays | None:
+        """Keep what the general way made of a step; return its arrays where none like them were met before."""
+        if len(self._known) >= MOST_ROUTINES:
+            self._known.clear()
+            self._arrays.clear()
+        numbers = held.scalars
+        without = Routine.of(entry, held, with_codes=False)
+        if without is not None:
+            self._known[_look(held, numbers, with_codes=False)] = without
+        routine = Routine.of(entry, held, with_codes=True) if with_codes else None
+        if routine is None or routine.arrays is None:
+            return None
+        self._known[_look(held, numbers, with_codes=True)] = routine
+        arrays = routine.arrays
+        known = self._arrays.setdefault((arrays.items, arrays.outgoing, arrays.dtypes), arrays)
+        if known is not arrays:
+            routine.arrays = known
+            return None
+        self.most_messages = max(self.most_messages, 1 + len(arrays.outgoing))
+        self.most_bytes = max(self.most_bytes, arrays.nbytes)
+        return arrays

@@ -94,7 +94,10 @@ def delivers_what_the_tensors_held(peer: Peer) -> str:
 
 
 def finds_codebooks_again(peer: Peer) -> str:
-    """Cluster sizes that lie elsewhere than they did, as a tensor that is no buffer any more: told all the same."""
+    """Cluster sizes that lie elsewhere than they did, as a tensor that is no buffer any more: told all the same.
+
+    Also where the training pauses, or a step comes the general way, more often than they are due.
+    """
     training = Training(SIZES["launch-bound"], CUDA)
     watch = watched(peer, training, budget=float("inf"), every={"clusters": 10})
     layer = training.model.layers[3]
@@ -104,13 +107,17 @@ def finds_codebooks_again(peer: Peer) -> str:
         if step == 60:
             layer.__dict__["ema_cluster_size"] = layer._buffers.pop("ema_cluster_size")
         wanted[step] = layer.ema_cluster_size.clone().cpu().numpy()
-        watch.step(step, **out)
+        watch.step(step, **out, lr=0.5 if 30 < step < 45 and step % 4 == 0 else None)
+        if 45 < step < 60 and step % 4 == 0:
+            with watch.pause():
+                pass
         peer.take()
     watch.flush(0.2)
     peer.take(200)
     found = [(m.step, m.tensors["3", "cluster_size"]) for m in peer.of(Codebooks) if ("3", "cluster_size") in m.tensors]
     for step, sizes in found:
         assert np.array_equal(array(sizes, "<f4").reshape(-1), wanted[step]), step
+    assert {step // 10 for step, _ in found if 30 < step < 60} >= {4, 5}, [step for step, _ in found]
     late = sum(step >= 60 for step, _ in found)
     assert min(late, len(found) - late) >= 5, ([step for step, _ in found], watch.dropped)
     assert watch.dropped == {}, watch.dropped

@@ -130,6 +130,28 @@ def test_steps_told_as_one_have_a_number_each(line: Line, peer: Peer) -> None:
     assert (line.link.sent, line.dropped) == (Counter(codes=4), {})
 
 
+@pytest.mark.parametrize("between", ["nothing", "sent", "waits"])
+def test_steps_made_before_go_with_their_arrays(peer: Peer, between: str) -> None:
+    line, slot = Line(peer, 8 << 20), Slot(3)
+    if between == "waits":
+        line.backlog.add(step(7))
+    assert line.link.hold([(as_one(0, 1), 2), (step(2), 1)])
+    assert not peer.socket.poll(100), "nothing is sent yet"
+    if between == "sent":
+        line.link._send_backlog(time.monotonic(), at_most=9)  # as when the daemon is listened to
+    line.link.together([], [("codes", slot.make_each(range(3)), 3)], slot, time.monotonic(), held=2)
+    parts = 0
+    while peer.socket.poll(200):
+        peer.take(0, at_most=1)
+        parts += 1
+    assert parts == {"nothing": 1, "sent": 3, "waits": 4}[between]
+    assert told(peer, "step") == ([7] if between == "waits" else []) + [0, 1, 2]
+    assert (told(peer, "codes"), line.link.sent, line.dropped) == ([0, 1, 2], Counter(codes=3), {})
+    line.arrive()
+    assert told(peer, "step")[-3:] == [0, 1, 2], "none is sent twice"
+    line.link.close()
+
+
 def test_codes_of_several_steps_go_alone_where_something_waits_before_their_steps(peer: Peer) -> None:
     line, slot = Line(peer, 8 << 20), Slot(3)
     line.backlog.add(step(7))
