@@ -227,7 +227,8 @@ class Emitter:
         outbox = self._outbox
         pending, unheard = len(outbox.pending), now - self._turned
         self._unheard_calls += unheard >= LISTEN_SECONDS
-        crowded = pending >= MANY_PENDING or ordinary.crowded
+        full = busy and ordinary.full
+        crowded = full or pending >= MANY_PENDING
         much = crowded or ordinary.keeper.most == 1
         self._left = busy and not (much or self._left)
         if self._left:
@@ -238,7 +239,7 @@ class Emitter:
             if not much:
                 return
             unheard = 0.0
-        due = ordinary.due(now)
+        due = full or ordinary.due(now)
         if ordinary.gradient_parts and (much or not (due or pending)):
             ordinary.take_gradients()
             if not much:

@@ -264,7 +264,7 @@ class Link:
         and :meth:`best_effort` do; of arrays that cannot be made, the kind and the error are counted.
         """
         backlog = self.backlog
-        first, held = backlog.next, min(held, backlog.unsent)
+        first = backlog.next
         alone = backlog.unsent > held or not self.writable
         alone = not self.hold(messages) or alone
         if not alone and self._room_for(len(memory.data)):

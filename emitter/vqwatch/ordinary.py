@@ -20,7 +20,7 @@ from .entry import Entry
 from .held import Held, Keeper, any_changed
 from .layout import BARE_BYTES, MOST_NUMBERS, MOST_SCALARS, Extra
 from .routine import Routine, Routines
-from .staging import LARGE_SLOTS, SMALL_SLOTS
+from .staging import SMALL_SLOTS
 from .wire import MAX_BUNDLED, MAX_INTEGER, MAX_STEPS
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ PATIENCE_SECONDS: Final = 0.1
 TOGETHER_BYTES: Final = 8 << 20
 """What the arrays of steps copied together may take as sent; where one step alone needs more, it gets it."""
 
-MOST_BESIDE: Final = LARGE_SLOTS - 1
 LAID_OUT_KINDS: Final = 2
 """Kinds of arrays that are laid out when they are met; of more, as where lengths differ, most never come again."""
 
@@ -115,9 +114,9 @@ class Ordinary:
         self._beside.append(entry)
 
     @property
-    def crowded(self) -> bool:
-        """Return whether so much waits for the steps it was taken at that there may soon be no slot for more."""
-        return len(self._beside) >= MOST_BESIDE
+    def full(self) -> bool:
+        """Return whether there may be no slot for what is taken beside the next steps, until those kept are copied."""
+        return self._staging.few_left
 
     def due(self, now: float) -> bool:
         """Return whether there is something to copy now."""

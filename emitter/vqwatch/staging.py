@@ -102,6 +102,11 @@ class Staging:
                 return slot
         return None
 
+    @property
+    def few_left(self) -> bool:
+        """Return whether no more than one of the large slots is free."""
+        return [slot.users for slot in self._large].count(0) <= 1
+
     def maps(self, capacity: int) -> bool:
         """Return whether the device writes to the host's memory itself where a slot is of this size."""
         return self._can_map and capacity <= MAPPED_BYTES

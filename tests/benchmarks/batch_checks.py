@@ -18,7 +18,7 @@ from workload import SIZES, Training
 import vqwatch
 from vqwatch import gradients
 from vqwatch.schedule import MOST_TOGETHER
-from vqwatch.wire import Codes, Reconstruction, Step
+from vqwatch.wire import Codebooks, Codes, Reconstruction, Step
 
 
 def delivers_ordinary_steps(peer: Peer) -> str:
@@ -28,6 +28,7 @@ def delivers_ordinary_steps(peer: Peer) -> str:
         watch, wanted = _ordinary(peer, by_hook=by_hook, codes_every=every)
         counts += [*_compare(peer, wanted), watch._ordinary.keeper.most]
         assert counts[-3:-1] == [-(-120 // every), 120], (counts, watch.dropped)
+        assert watch._quantizers.listening == by_hook, "hooks are away where nothing is wanted of them"
         watch.close(0.0)
     return f"codes, steps, steps copied together: {counts}"
 
@@ -117,6 +118,27 @@ def tells_a_sample_after_its_step(peer: Peer) -> str:
     assert all(at > told[step] for at, step in samples), (samples, told)
     watch.close(0.0)
     return "each"
+
+
+def delivers_large_ones_often(peer: Peer) -> str:
+    """Codebooks and samples so often that there are not slots for all that many steps would hold: none is left out."""
+    training = Training(SIZES["launch-bound"], CUDA)
+    every = {"codebooks": 4, "reconstruction": 4}
+    watch = watched(peer, training, budget=float("inf"), every=every)
+    for step in range(120):
+        watch.step(step, **training.step())
+        if step % 4 == 3:
+            torch.cuda.synchronize()
+        peer.take()
+    watch.flush(0.2)
+    peer.take(200)
+    assert watch.dropped == {}, watch.dropped
+    books = [message.step for message in peer.of(Codebooks) if ("0", "codebook") in message.tensors]
+    samples = [message.step for message in peer.of(Reconstruction)]
+    assert (len(books), len(samples)) == (30, 31), (books, samples)
+    assert watch._ordinary.keeper.most == MOST_TOGETHER
+    watch.close(0.0)
+    return f"codebooks, samples: {len(books)} {len(samples)}"
 
 
 def delivers_steps_of_any_length(peer: Peer) -> str:
@@ -302,7 +324,7 @@ def _ordinary(
 ) -> tuple[vqwatch.Emitter, list[Any]]:
     peer.messages.clear()
     training = Training(SIZES["launch-bound"], CUDA)
-    watch = watched(peer, training, budget=float("inf"), every={"codes": codes_every})
+    watch = watched(peer, training, budget=float("inf"), every={"codes": codes_every, "codebooks": 55})
     wanted = []
     for step in range(120):
         out = training.step()

@@ -24,6 +24,7 @@ import torch
 import zmq
 from batch_checks import (
     delivers_codes_now_and_then,
+    delivers_large_ones_often,
     delivers_ordinary_steps,
     delivers_steps_few_at_a_time,
     delivers_steps_of_any_length,
@@ -102,13 +103,13 @@ def finds_codebooks_again(peer: Peer) -> str:
     watch = watched(peer, training, budget=float("inf"), every={"clusters": 10})
     layer = training.model.layers[3]
     wanted = {}
-    for step in range(120):
+    for step in range(180):
         out = training.step()
         if step == 60:
             layer.__dict__["ema_cluster_size"] = layer._buffers.pop("ema_cluster_size")
         wanted[step] = layer.ema_cluster_size.clone().cpu().numpy()
-        watch.step(step, **out, lr=0.5 if 30 < step < 45 and step % 4 == 0 else None)
-        if 45 < step < 60 and step % 4 == 0:
+        watch.step(step, **out, lr=0.5 if 80 < step < 108 and step % 4 == 3 else None)
+        if 108 <= step < 124 and step % 4 == 3:
             with watch.pause():
                 pass
         peer.take()
@@ -117,7 +118,7 @@ def finds_codebooks_again(peer: Peer) -> str:
     found = [(m.step, m.tensors["3", "cluster_size"]) for m in peer.of(Codebooks) if ("3", "cluster_size") in m.tensors]
     for step, sizes in found:
         assert np.array_equal(array(sizes, "<f4").reshape(-1), wanted[step]), step
-    assert {step // 10 for step, _ in found if 30 < step < 60} >= {4, 5}, [step for step, _ in found]
+    assert {step // 10 for step, _ in found if 80 < step < 124} >= {9, 10, 11, 12}, [step for step, _ in found]
     late = sum(step >= 60 for step, _ in found)
     assert min(late, len(found) - late) >= 5, ([step for step, _ in found], watch.dropped)
     assert watch.dropped == {}, watch.dropped
@@ -371,7 +372,7 @@ def main() -> int:
     checks: list[Callable[[Peer], str]] = [
         takes_odd_inputs, is_still_while_a_graph_is_captured, delivers_what_the_tensors_held, delivers_ordinary_steps,
         delivers_codes_now_and_then, delivers_steps_few_at_a_time, tells_a_sample_after_its_step,
-        delivers_steps_of_any_length, finds_codebooks_again, tells_gradients_with_codebooks,
+        delivers_steps_of_any_length, delivers_large_ones_often, finds_codebooks_again, tells_gradients_with_codebooks,
         leaves_out_what_was_written_to, leaves_out_what_was_written_to_late, goes_on_after_an_error,
         tells_one_more_learning_rate, tells_norms_of_layers_and_gradients, delivers_what_graphs_put_out,
         never_synchronises, allocates_nothing_after_warm_up, leaves_training_bit_identical,

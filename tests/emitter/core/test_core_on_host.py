@@ -19,6 +19,7 @@ TOLD = {
     "delivers_steps_few_at_a_time": "[2, 3, 5, 7]",
     "tells_a_sample_after_its_step": "each",
     "delivers_steps_of_any_length": "(120, 120)",
+    "delivers_large_ones_often": "codebooks, samples: 30",
     "finds_codebooks_again": "before and after",
     "tells_gradients_with_codebooks": "modules and tensors at each step",
     "tells_norms_of_layers_and_gradients": "steps with gradients, with energies: [",
