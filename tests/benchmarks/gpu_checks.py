@@ -129,9 +129,9 @@ def finds_codebooks_again(peer: Peer) -> str:
 def tells_gradients_with_codebooks(peer: Peer) -> str:
     """Codebooks that must be read, as sketches are, and gradients in the same step, taken the general way: both."""
     training = Training(SIZES["launch-bound"], CUDA)
-    every = {"codes": 0, "codebooks": 3, "gradients": 3, "reconstruction": 0, "clusters": 0, "energies": 0}
+    every = {"codes": 0, "codebooks": 4, "gradients": 4, "reconstruction": 0, "clusters": 0, "energies": 0}
     watch = watched(peer, training, world_size=2, rank=0, every=every, budget=float("inf"))
-    for step in range(18):
+    for step in range(24):
         watch.step(step, **training.step(), lr=0.5)
         torch.cuda.synchronize()
         peer.take()

@@ -16,9 +16,10 @@ Attach = Callable[..., vqwatch.Emitter]
 
 
 class HostStream:
-    """All that keeping a step asks of a device: which stream is current."""
+    """All that keeping a step asks of a device: which stream is current, and whether there is room."""
 
     cuda_stream = 0
+    few_left = False
 
     def current_stream(self) -> HostStream:
         return self
