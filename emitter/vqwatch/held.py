@@ -143,8 +143,7 @@ class Keeper:
     ``at_once`` says that numbers are to be copied when they are given. ``numbers_reused`` and ``arrays_reused`` tell
     whose memory was used again by a later step, as places in ``held``: what these hold is not to be believed.
     ``begun`` are the addresses of the arrays of steps that were taken, as long as those are not copied, and
-    ``begun_reused`` whose of them was used again. ``copied`` are steps that nobody needs any more: to free five tensors
-    of each takes so long that it is done in two calls, :meth:`let_go` and when others follow.
+    ``begun_reused`` whose of them was used again.
     """
 
     __slots__ = (

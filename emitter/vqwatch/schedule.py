@@ -69,7 +69,7 @@ def steps_together(step_seconds: float) -> int:
     """Return how many steps' tensors may be copied in one go, 1 before the pace is known.
 
     >>> [steps_together(seconds) for seconds in (0.0, 0.001, 0.1, 0.16, 1.0)]
-    [1, 12, 12, 10, 1]
+    [1, 15, 15, 10, 1]
     """
     if not 0.0 < step_seconds < SLOW_STEP_SECONDS:
         return 1

@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python -m tests.benchmarks.daemon
 
 The standard step: scalars (3 losses, gradient norm, a learning rate) and codes 16 x 500 x 8 in 256, as the emitter
-sends them: bundles of twelve steps told together, 16 bits a code, and at each twentieth step residual energies, which
-are told alone. ``--alone`` sends each step by itself, with energies, as a training on the CPU does that wants them all.
-Processor time of one core, no socket; ``--profile`` shows where it goes. A step's time is a twelfth of its bundle's.
+sends them: bundles of fifteen steps told together, 16 bits a code, and at each twentieth step, five times as often as
+it does, residual energies, which are told alone. ``--alone`` sends each step by itself, with energies, as a training on
+the CPU does that wants them all. Processor time of one core, no socket; ``--profile`` shows where it goes. A step's
+time is a fifteenth of its bundle's.
 """
 
 from __future__ import annotations
