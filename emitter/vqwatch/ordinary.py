@@ -196,10 +196,12 @@ class Ordinary:
         nothing is done for each of them that can be done for all at once.
         """
         held = self.keeper.held
+        if len(held) > MAX_STEPS:  # calls that were busy with other things came together
+            held, late = held[:MAX_STEPS], True
         first, last = held[0], held[-1]
         due = self._plan.codes_due_at([one.step for one in held])
         routine = self._routines.latest(first.codes is not None or len(first.tapped) > 0)
-        if routine is None or len(held) > MAX_STEPS:
+        if routine is None:
             return None
         arrays = routine.arrays
         if arrays is None and [index for index in due if held[index].codes is not None or held[index].tapped]:

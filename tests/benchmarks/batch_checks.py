@@ -18,7 +18,7 @@ from workload import SIZES, Training
 import vqwatch
 from vqwatch import gradients
 from vqwatch.schedule import MOST_TOGETHER
-from vqwatch.wire import Codebooks, Codes, Reconstruction, Step
+from vqwatch.wire import MAX_STEPS, Codebooks, Codes, Reconstruction, Step
 
 
 def delivers_ordinary_steps(peer: Peer) -> str:
@@ -75,6 +75,22 @@ def tells_one_more_learning_rate(peer: Peer) -> str:
     assert (watch.dropped, watch._ordinary.keeper.most) == ({}, MOST_TOGETHER), watch.dropped
     watch.close(0.0)
     return f"{len(told)} steps"
+
+
+def delivers_steps_many_at_a_time(peer: Peer) -> str:
+    """More steps than a message can tell are kept, as calls were busy with other things: all of them arrive."""
+    seen = []
+
+    def want_more(watch: vqwatch.Emitter, _step: int, _out: dict[str, Any]) -> None:
+        if watch._ordinary is not None and watch._ordinary.keeper.most >= MOST_TOGETHER:
+            watch._ordinary.keeper.most = MAX_STEPS + 3
+            seen.append(len(watch._ordinary.keeper.held))
+
+    watch, wanted = _ordinary(peer, by_hook=False, first=want_more)
+    assert (_compare(peer, wanted), watch.dropped) == ((120, 120), {}), watch.dropped
+    assert max(seen) > MAX_STEPS, seen
+    watch.close(0.0)
+    return f"kept at once: {max(seen)}"
 
 
 def delivers_steps_few_at_a_time(peer: Peer) -> str:
@@ -329,9 +345,14 @@ def _ordinary(
     for step in range(120):
         out = training.step()
         first(watch, step, out)
-        wanted.append(
-            [out["codes"].clone(), out["mask"].clone(), out["losses"]["vq"].clone(), out["grad_norm"].clone()]
+        told = (
+            out["codes"],
+            out["mask"],
+            out["losses"]["vq"],
+            out["grad_norm"],
+            training.model.layers[3].ema_cluster_size,
         )
+        wanted.append([tensor.clone() for tensor in told])
         watch.step(step, **{**out, "codes": None if by_hook else out["codes"]})
         then(watch, out)
         peer.take()
@@ -343,7 +364,7 @@ def _ordinary(
 def _compare(peer: Peer, wanted: list[Any]) -> tuple[int, int]:
     """Compare what arrived with copies; return how many codes and how many steps there were."""
     for message in peer.of(Codes):
-        codes, mask, _, _ = wanted[message.step]
+        codes, mask, *_ = wanted[message.step]
         sent = array(message.indices, {"i16": "<i2", "i32": "<i4"}[message.indices.dtype])
         assert np.array_equal(sent, codes.movedim(-1, 0).cpu().numpy().reshape(sent.shape)), message.step
         if message.mask is not None:
@@ -353,6 +374,9 @@ def _compare(peer: Peer, wanted: list[Any]) -> tuple[int, int]:
         assert vq is None or vq == wanted[message.step][2].item(), message.step
         assert message.gradient_norm in (None, wanted[message.step][3].item()), message.step
         assert message.learning_rates == {"0": 1e-4}
+    for message in peer.of(Codebooks):
+        sizes = array(message.tensors["3", "cluster_size"], "<f4").reshape(-1)
+        assert np.array_equal(sizes, wanted[message.step][4].cpu().numpy()), message.step
     steps = [message.step for message in peer.of(Step)]
     assert steps == list(range(len(wanted))), steps
     return len(peer.of(Codes)), len(steps)

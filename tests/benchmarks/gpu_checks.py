@@ -27,6 +27,7 @@ from batch_checks import (
     delivers_large_ones_often,
     delivers_ordinary_steps,
     delivers_steps_few_at_a_time,
+    delivers_steps_many_at_a_time,
     delivers_steps_of_any_length,
     goes_on_after_an_error,
     leaves_out_what_was_written_to,
@@ -371,7 +372,8 @@ def main() -> int:
     print(torch.__version__, torch.cuda.get_device_name(), zmq.zmq_version())
     checks: list[Callable[[Peer], str]] = [
         takes_odd_inputs, is_still_while_a_graph_is_captured, delivers_what_the_tensors_held, delivers_ordinary_steps,
-        delivers_codes_now_and_then, delivers_steps_few_at_a_time, tells_a_sample_after_its_step,
+        delivers_codes_now_and_then, delivers_steps_few_at_a_time, delivers_steps_many_at_a_time,
+        tells_a_sample_after_its_step,
         delivers_steps_of_any_length, delivers_large_ones_often, finds_codebooks_again, tells_gradients_with_codebooks,
         leaves_out_what_was_written_to, leaves_out_what_was_written_to_late, goes_on_after_an_error,
         tells_one_more_learning_rate, tells_norms_of_layers_and_gradients, delivers_what_graphs_put_out,

@@ -17,6 +17,7 @@ TOLD = {
     "delivers_codes_now_and_then": "(80, 120)",
     "tells_one_more_learning_rate": "200 steps",
     "delivers_steps_few_at_a_time": "[2, 3, 5, 7]",
+    "delivers_steps_many_at_a_time": "kept at once: 1",
     "tells_a_sample_after_its_step": "each",
     "delivers_steps_of_any_length": "(120, 120)",
     "delivers_large_ones_often": "codebooks, samples: 30",
