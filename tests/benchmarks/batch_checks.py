@@ -136,6 +136,25 @@ def tells_a_sample_after_its_step(peer: Peer) -> str:
     return "each"
 
 
+def delivers_by_way_of_device_memory(peer: Peer) -> str:
+    """What is too large for the device to write to the host itself: staged there first, it is all the same."""
+    from vqwatch import staging
+
+    most = staging.MAPPED_BYTES
+    staging.MAPPED_BYTES = 0  # type: ignore[misc]
+    try:
+        watch, wanted = _ordinary(peer, by_hook=False)
+        assert (_compare(peer, wanted), watch.dropped) == ((120, 120), {}), watch.dropped
+        assert watch.staged_bytes >= watch.pinned_bytes > 0
+        books = [message.step for message in peer.of(Codebooks) if ("0", "codebook") in message.tensors]
+        samples = [message.step for message in peer.of(Reconstruction)]
+        assert (books, samples) == ([0, 55, 110], [0, 50]), (books, samples)
+        watch.close(0.0)
+    finally:
+        staging.MAPPED_BYTES = most  # type: ignore[misc]
+    return f"codebooks, samples: {len(books)} {len(samples)}"
+
+
 def delivers_large_ones_often(peer: Peer) -> str:
     """Codebooks and samples so often that there are not slots for all that many steps would hold: none is left out."""
     training = Training(SIZES["launch-bound"], CUDA)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import zmq
 from batch_checks import (
+    delivers_by_way_of_device_memory,
     delivers_codes_now_and_then,
     delivers_large_ones_often,
     delivers_ordinary_steps,
@@ -374,7 +375,8 @@ def main() -> int:
         takes_odd_inputs, is_still_while_a_graph_is_captured, delivers_what_the_tensors_held, delivers_ordinary_steps,
         delivers_codes_now_and_then, delivers_steps_few_at_a_time, delivers_steps_many_at_a_time,
         tells_a_sample_after_its_step,
-        delivers_steps_of_any_length, delivers_large_ones_often, finds_codebooks_again, tells_gradients_with_codebooks,
+        delivers_steps_of_any_length, delivers_by_way_of_device_memory, delivers_large_ones_often,
+        finds_codebooks_again, tells_gradients_with_codebooks,
         leaves_out_what_was_written_to, leaves_out_what_was_written_to_late, goes_on_after_an_error,
         tells_one_more_learning_rate, tells_norms_of_layers_and_gradients, delivers_what_graphs_put_out,
         never_synchronises, allocates_nothing_after_warm_up, leaves_training_bit_identical,
