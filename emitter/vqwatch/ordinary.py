@@ -219,13 +219,9 @@ class Ordinary:
             if used < each or len(parts) < len(held):
                 sources = [tensor for part in parts for tensor in given[part * each : part * each + used]]
         special = [index for index, one in enumerate(held) if one.norms or one.gradients is not None]
-        for index in special:
-            one = held[index]
-            if one.norms:
-                like_it = self._routines.of(one, index in parts)
-                if like_it is None or like_it.arrays is not (arrays if index in parts else None):
-                    return None
         seldom = [number for index in special for number in held[index].seldom]
+        if False in [number.is_cuda for number in seldom]:
+            return None
         count = len(numbers) + sum([held[index].seldom_count for index in special])
         size = BARE_BYTES if arrays is None else BARE_BYTES + len(parts) * arrays.nbytes
         if size > self._staging.small_bytes or len(numbers) > MOST_SCALARS or count > MOST_NUMBERS:

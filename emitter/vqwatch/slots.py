@@ -90,12 +90,8 @@ class Slot:
         """
         layout = self._layouts.get(plan)
         if layout is None:
-            layout = self.lay_out_one(items, sources, plan)
+            layout = self._learn(plan, Layout(self, START, [items], sources, self._staging.between))
         self._finish(self._begin(layout, numbers, ()), sources)
-
-    def lay_out_one(self, items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any) -> Layout:
-        """Work out where the arrays of one step lie."""
-        return self._learn(plan, Layout(self, START, [items], sources, self._staging.between))
 
     def copy_extras(
         self,
@@ -237,10 +233,6 @@ class Slot:
         if found is None:
             raise LookupError("a buffer that does not lie in this slot")
         return found
-
-    def knows(self, plan: Any) -> bool:
-        """Return whether what this plan stands for was laid out here."""
-        return plan in self._layouts
 
     def forget(self) -> None:
         """Forget how anything was laid out here."""

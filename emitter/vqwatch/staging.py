@@ -85,10 +85,6 @@ class Staging:
             self._grow_others(slots, slot.capacity)
         slot.users = 1
         try:
-            if large and not slot.knows(plan):  # they come seldom: let it take long once, not with each slot
-                for other in slots:
-                    if other.capacity >= end and other.free:
-                        other.lay_out_one(items, sources, plan)
             slot.copy(scalars, items, sources, plan)
         except Exception:
             slot.users = 0

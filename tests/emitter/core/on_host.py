@@ -37,7 +37,10 @@ EXCHANGES: dict[str, dict[str, str]] = {
         "array.is_cuda": "array.is_cpu",
     },
     "samples.py": {"value.is_cuda": "value.is_cpu"},
-    "ordinary.py": {'= getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)': "= lambda: False"},
+    "ordinary.py": {
+        '= getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)': "= lambda: False",
+        "number.is_cuda": "number.is_cpu",
+    },
     "staging.py": {
         "_NOTHING: Final": _STANDS_IN + "_NOTHING: Final",
         "= torch.cuda.Stream\n": "= lambda device: _Stream()\n",
