@@ -163,9 +163,11 @@ def test_graphs_are_not_held() -> None:
 
 def test_codes_alone_are_watched_with_the_sizes_that_were_told(daemon: Daemon) -> None:
     code = (
-        "import torch; from vqwatch.compat import CodebookMonitor, flush\n"
+        "import time, torch; from vqwatch.compat import CodebookMonitor\n"
         "m = CodebookMonitor(num_embeddings=16, num_layers=2)\n"
-        "for step in range(5): m.update(torch.arange(32).reshape(16, 2) % 16)\n"
+        "for step in range(60):\n"  # codes are sent once the daemon has answered
+        "    m.update(torch.arange(32).reshape(16, 2) % 16)\n"
+        "    time.sleep(0.02)\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "VQWATCH_ENDPOINT": daemon.endpoint, "VQWATCH_RUN": "alone"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=False, capture_output=True, text=True)
