@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from . import schedule
@@ -186,7 +187,7 @@ class Batch:
         for owner, more in slot.extras():
             taken = self.steps[owner]
             taken.tensors = {**taken.tensors, **more}
-        return slot.numbers(0, self._numbers)
+        return slot.numbers(self._numbers)
 
     def costs(self, seconds: float) -> dict[str, float]:
         """Return what the arrays of one of the steps cost, told what it took to send them all."""
@@ -265,21 +266,19 @@ class Regular:
         """Return the same as a batch of steps that can each be told in its own way."""
         routine = self._routine
         steps: list[Taken] = []
-        arrays = () if routine.arrays is None else routine.arrays.outgoing
         for index, step in enumerate(self._steps):
             floats = self._floats[index] if self._floats is not None else ()
-            outgoing = arrays if index in self._parts else ()
+            outgoing = routine.outgoing if index in self._parts else ()
             at = index * routine.numbers
             steps.append(Taken(step, self._times[index], routine, at, floats, self._rates[index], outgoing))
-        steps[-1].outgoing = [*steps[-1].outgoing, *self._beside]
-        parts = [steps[index] for index in self._parts]
-        return Batch(self.slot, steps, parts, self.count, self._seconds)
+        return _batch(self.slot, steps, self._parts, self._beside, self.count, self._seconds)
 
     def costs(self, seconds: float) -> dict[str, float]:
         """Return what the arrays of one of the steps cost, told what it took to send them all."""
         return _costs(self._seconds, seconds, len(self)) if self._parts else {}
 
 
+@dataclass(eq=False, slots=True)
 class Unlike:
     """Ordinary steps of one routine in one slot, of which some have numbers beside, or lost their arrays.
 
@@ -287,41 +286,40 @@ class Unlike:
     the last step.
     """
 
-    __slots__ = ("_beside", "_held", "_lost", "_parts", "_routine", "_seconds", "slot")
-
-    def __init__(
-        self,
-        slot: Slot,
-        routine: Routine,
-        held: Sequence[Held],
-        parts: Sequence[int],
-        lost: Sequence[int],
-        beside: Sequence[tuple[str, Build]],
-        seconds: float,
-    ) -> None:
-        self.slot = slot
-        self._routine = routine
-        self._held = held
-        self._parts = parts
-        self._lost = lost
-        self._beside = beside
-        self._seconds = seconds
+    slot: Slot
+    routine: Routine
+    held: Sequence[Held]
+    parts: Sequence[int]
+    lost: Sequence[int]
+    beside: Sequence[tuple[str, Build]]
+    seconds: float
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self.held)
 
     def apart(self) -> Batch:
         """Return the same as a batch of steps that can each be told in its own way."""
-        routine, parts = self._routine, self._parts
+        routine = self.routine
         seldom_at = routine.numbers * len(self)
         steps: list[Taken] = []
-        arrays = () if routine.arrays is None else routine.arrays.outgoing
-        for index, one in enumerate(self._held):
-            outgoing = arrays if index in parts and index not in self._lost else ()
+        for index, one in enumerate(self.held):
+            outgoing = routine.outgoing if index in self.parts and index not in self.lost else ()
             steps.append(Taken.of(one, routine, index * routine.numbers, seldom_at, outgoing))
             seldom_at += one.seldom_count
-        steps[-1].outgoing = [*steps[-1].outgoing, *self._beside]
-        return Batch(self.slot, steps, [steps[index] for index in parts], seldom_at, self._seconds)
+        return _batch(self.slot, steps, self.parts, self.beside, seldom_at, self.seconds)
+
+
+def _batch(
+    slot: Slot,
+    steps: list[Taken],
+    parts: Sequence[int],
+    beside: Sequence[tuple[str, Build]],
+    numbers: int,
+    seconds: float,
+) -> Batch:
+    """Return steps as a batch, the last one with what tells the rest."""
+    steps[-1].outgoing = [*steps[-1].outgoing, *beside]
+    return Batch(slot, steps, [steps[index] for index in parts], numbers, seconds)
 
 
 def _costs(copying: float, sending: float, steps: int) -> dict[str, float]:

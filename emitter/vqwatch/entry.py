@@ -83,7 +83,7 @@ class Entry:
         """Take in what has arrived."""
         scalars = self.scalars
         if self.slot is not None:
-            scalars.resolve(self.slot.numbers(0, len(scalars.names)))
+            scalars.resolve(self.slot.numbers(len(scalars.names)))
             if self.outgoing or self.items:
                 arrived = self.slot.tensors(0)
                 self.tensors = {**self.tensors, **arrived} if self.tensors else arrived

@@ -236,38 +236,28 @@ class Link:
         self.sent[kind] += count
         return loans
 
-    def hold(self, messages: Sequence[tuple[Encode, int]]) -> bool:
-        """Take must-arrive messages of one kind, "step", into the backlog; return whether all found room there.
+    def hold(self, messages: Sequence[tuple[Encode, int]]) -> None:
+        """Take must-arrive messages of one kind, "step", into the backlog.
 
         With each comes how many messages it stands for. They are sent :meth:`together` with arrays, or in their turn.
         """
-        room = True
         for message, steps in messages:
             pushed_out = self.backlog.add(message, steps)
             if pushed_out:
                 self.dropped["step:backlog"] += pushed_out
-                room = False
-        return room
 
     def together(
-        self,
-        messages: Sequence[tuple[Encode, int]],
-        arrays: Sequence[tuple[str, Make, int]],
-        memory: Memory,
-        now: float,
-        held: int = 0,
+        self, arrays: Sequence[tuple[str, Make, int]], memory: Memory, now: float, held: int = 0
     ) -> list[Loan]:
-        """Send must-arrive ``messages`` of one kind, "step", and ``arrays`` as one where that can be, else one by one.
+        """Send ``arrays``, and the last ``held`` messages that :meth:`hold` was given, as one where that can be.
 
-        With each comes how many messages it stands for. ``held`` of them were given to :meth:`hold` before. The
-        buffers of ``arrays`` lie in ``memory``, in order. What cannot be sent is kept or counted as :meth:`must_arrive`
-        and :meth:`best_effort` do; of arrays that cannot be made, the kind and the error are counted.
+        Else one by one. With each array comes how many messages it stands for; their buffers lie in ``memory``, in
+        order. What cannot be sent is kept or counted as :meth:`must_arrive` and :meth:`best_effort` do; of arrays that
+        cannot be made, the kind and the error are counted.
         """
         backlog = self.backlog
         first = backlog.next
-        alone = backlog.unsent > held or not self.writable
-        alone = not self.hold(messages) or alone
-        if not alone and self._room_for(len(memory.data)):
+        if self.writable and backlog.unsent <= held and self._room_for(len(memory.data)):
             made: list[Bundled] = []
             numbers: dict[str, int] = {}
             ready: list[tuple[str, Make, int]] = []
@@ -291,7 +281,7 @@ class Link:
                     self.sent[kind] = number
                 return loans
             backlog.rewind(first)
-        self._send_backlog(now, at_most=2 * (held + len(messages)))
+        self._send_backlog(now, at_most=2 * held)
         loans = []
         for kind, make, count in arrays:
             try:

@@ -249,7 +249,9 @@ class Ordinary:
         Returns None, with nothing done, where there are none, or some of those kept were written to meanwhile.
         """
         keeper, looked, self._looked = self.keeper, self._looked, None
-        del self._copied[len(self._copied) // 5 :]
+        del self._copied[
+            len(self._copied) // 5 :
+        ]  # the call that copies arrays, which lets go of the rest, has codes too
         if looked is None:
             return None
         reused = keeper.numbers_reused or keeper.arrays_reused
@@ -369,8 +371,7 @@ class Ordinary:
         common = max(set(kinds), key=kinds.count, default=None)
         for held, routine in chosen:
             arrays = routine.arrays
-            outgoing = () if arrays is None else arrays.outgoing
-            taken = Taken.of(held, routine, len(numbers), end, outgoing)
+            taken = Taken.of(held, routine, len(numbers), end, routine.outgoing)
             numbers += held.tensors[: held.numbers]
             seldom += held.seldom
             end += held.seldom_count

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from .backlog import Encode
 from .batch import Batch, Regular, Unlike
 from .complaints import Complaints
 from .entry import Entry
@@ -113,13 +112,11 @@ class Outbox:
     def _send_batch(self, batch: Batch, now: float) -> float:
         """Send the steps of a batch and its arrays, as one message where that can be."""
         started = time.monotonic()
+        if batch.made is None:
+            self._make_messages(batch)
         loans: list[Loan] = []
-        messages: list[tuple[Encode, int]] = []
         try:
-            if batch.made is None:
-                messages = self._teller.messages(batch, batch.resolve(), self._teller.news())
-                self.last_step = batch.steps[-1].step
-            loans = self._link.together(messages, self._teller.arrays(batch), batch.slot, now, batch.made or 0)
+            loans = self._link.together(self._teller.arrays(batch), batch.slot, now, batch.made or 0)
         finally:
             batch.slot.release(loans)
         return self._spent(batch, started)
@@ -145,7 +142,7 @@ class Outbox:
         return self._spent(batch, started)
 
     def _filled(self, batch: Regular, form: Form, now: float) -> list[Loan] | None:
-        numbers = batch.slot.numbers(0, batch.count)
+        numbers = batch.slot.numbers(batch.count)
 
         def again(seq: int, first: int) -> list[Frame]:
             ((message, _),) = self._teller.messages(batch.apart(), numbers, self._teller.news())
@@ -181,7 +178,7 @@ class Outbox:
             make = make_of(build, [entry])
             with contextlib.suppress(KeyError):  # one of its arrays was left out, and counted
                 if entry.alone and entry.slot is not None and not entry.on_host and len(entry.outgoing) == 1:
-                    loans += self._link.together([], [(kind, make, 1)], entry.slot, now)
+                    loans += self._link.together([(kind, make, 1)], entry.slot, now)
                 else:
                     loans += self._link.best_effort(kind, make) or ()
             seconds = time.monotonic() - started

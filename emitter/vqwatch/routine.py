@@ -72,6 +72,11 @@ class Routine:
         self._dtypes = [array.dtype for array in held.arrays]
         self._shapes = [array.shape for array in held.arrays]
 
+    @property
+    def outgoing(self) -> Sequence[tuple[str, Build]]:
+        """Return what tells a step's arrays."""
+        return () if self.arrays is None else self.arrays.outgoing
+
     @classmethod
     def of(cls, entry: Entry, held: Held, with_codes: bool) -> Routine | None:
         """Return the routine for a step that was taken the general way, None where it was no ordinary one."""

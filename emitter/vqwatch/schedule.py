@@ -25,7 +25,7 @@ DEFAULT_EVERY: Final[Mapping[str, int]] = MappingProxyType(
 Codes and scalars make the windows and are small. Cluster sizes are a few KiB and show revivals, which fade within tens
 of steps. A codebook moves slowly (decay 0.99: a time constant of 100 steps). A reconstruction sample is for readings
 whose trend is over hundreds of steps, as are the energies of layers and the gradients of modules; these cost the host
-most, for the fewest bytes. Of all that is taken now and then, on a device, some call of ``step()`` takes long.
+most, for the fewest bytes. On a device, whatever is taken now and then makes a call of ``step()`` a long one.
 """
 
 EVERYTHING: Final[Mapping[str, int]] = MappingProxyType(dict.fromkeys(DEFAULT_EVERY, 1))

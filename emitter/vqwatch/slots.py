@@ -50,6 +50,7 @@ class Slot:
         self._arrived = _make_event()
         self._loans: list[Loan] = []
         self._layouts: dict[Any, Layout] = {}
+        self._views: dict[tuple[int, int], torch.Tensor] = {}
         self._layout: Layout  # of what was copied last,
         self._extras: list[tuple[int, Layout]] = []  # what lies behind it,
         self._last: Layout  # and the last of all
@@ -79,7 +80,7 @@ class Slot:
         self.memory = self.host.numpy().data
         self.capacity = capacity
         self._layouts.clear()
-        self._views: dict[tuple[int, int], torch.Tensor] = {}
+        self._views.clear()
 
     def copy(
         self, numbers: Sequence[torch.Tensor], items: Sequence[Item], sources: Sequence[torch.Tensor], plan: Any
@@ -91,7 +92,9 @@ class Slot:
         layout = self._layouts.get(plan)
         if layout is None:
             layout = self._learn(plan, Layout(self, START, [items], sources, self._staging.between))
-        self._finish(self._begin(layout, numbers, ()), sources)
+        copies = self._begin(layout, ())
+        _add_numbers(copies, self.scalar_views, numbers)
+        self._finish(copies, sources)
 
     def copy_extras(
         self,
@@ -109,12 +112,12 @@ class Slot:
         :meth:`copy_arrays`.
         """
         layout = self._layouts.get((arrays, count)) or self.lay_out(arrays, count, sources)
-        copies = self._begin(layout, (), extras)
+        copies = self._begin(layout, extras)
         for number in numbers:
-            count = number.numel()
-            view = self.scalar_views[at] if number.dim() == 0 and at < MOST_SCALARS else self._vector(at, count)
+            several = number.numel()
+            view = self.scalar_views[at] if number.dim() == 0 and at < MOST_SCALARS else self._vector(at, several)
             _add(copies, (number.dtype, torch.float32), [view], [number])
-            at += count
+            at += several
         if copies:
             _run(copies)
 
@@ -127,15 +130,10 @@ class Slot:
             view = self._views[at, count] = self._vectors[at : at + count]
         return view
 
-    def copy_numbers(self, numbers: list[torch.Tensor], dtype: torch.dtype | None = None) -> None:
+    def copy_numbers(self, numbers: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> None:
         """Enqueue copies of the numbers of several steps, of this dtype if all of them have one."""
         copies: _Copies = {}
-        if numbers:
-            views = self.scalar_views[: len(numbers)]
-            if dtype is not None:
-                copies[dtype, torch.float32] = views, numbers
-            else:
-                _add_numbers(copies, views, numbers)
+        _add_numbers(copies, self.scalar_views, numbers, dtype)
         _run(copies)
 
     def copy_arrays(self, sources: Sequence[torch.Tensor]) -> None:
@@ -162,13 +160,11 @@ class Slot:
         self._layouts[plan] = layout
         return layout
 
-    def _begin(self, layout: Layout, numbers: Sequence[torch.Tensor], extras: Sequence[Extra]) -> _Copies:
-        """Choose where everything goes; return what to copy beside the arrays."""
+    def _begin(self, layout: Layout, extras: Sequence[Extra]) -> _Copies:
+        """Choose where everything goes; return what to copy of the extras."""
         self._layout = self._last = layout
         self._extras = []
         copies: _Copies = {}
-        if numbers:
-            _add_numbers(copies, self.scalar_views[: len(numbers)], numbers)
         for extra in extras:
             self._last = self._behind(layout, self._last.end, extra)
             self._extras.append((extra.owner, self._last))
@@ -251,9 +247,9 @@ class Slot:
         """Return whether everything has arrived in host memory. Does not wait. Only once :meth:`fetch` was called."""
         return bool(self._arrived.query())
 
-    def numbers(self, at: int, count: int) -> list[float]:
-        """Return some of the numbers, once arrived."""
-        values: list[float] = self._numbers[at : at + count].tolist()
+    def numbers(self, count: int) -> list[float]:
+        """Return the first so many of the numbers, once arrived."""
+        values: list[float] = self._numbers[:count].tolist()
         return values
 
     def release(self, loans: list[Loan]) -> None:
@@ -285,13 +281,18 @@ def _add(copies: _Copies, dtypes: Any, into: list[torch.Tensor], sources: list[t
     copies[dtypes] = into, sources
 
 
-def _add_numbers(copies: _Copies, views: list[torch.Tensor], numbers: Sequence[torch.Tensor]) -> None:
-    dtypes = [number.dtype for number in numbers]
-    if dtypes.count(dtypes[0]) == len(dtypes):
-        copies[dtypes[0], torch.float32] = views, [*numbers]
+def _add_numbers(
+    copies: _Copies, views: list[torch.Tensor], numbers: Sequence[torch.Tensor], dtype: torch.dtype | None = None
+) -> None:
+    """Add copies of numbers to the first of these views; ``dtype`` is that of all of them, if it is known."""
+    if not numbers:
         return
-    for dtype, view, number in zip(dtypes, views, numbers, strict=True):
-        _add(copies, (dtype, torch.float32), [view], [number])
+    dtypes = [number.dtype for number in numbers] if dtype is None else [dtype]
+    if dtypes.count(dtypes[0]) == len(dtypes):
+        copies[dtypes[0], torch.float32] = views[: len(numbers)], [*numbers]
+        return
+    for each, view, number in zip(dtypes, views, numbers, strict=False):
+        _add(copies, (each, torch.float32), [view], [number])
 
 
 class _Mapped:

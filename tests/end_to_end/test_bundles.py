@@ -121,7 +121,8 @@ class Telling:
             ("codes", self.codes(steps[-1], parts[-1]), 1),
         ]
         told = [(self.step(steps[0]), 1), (self.following(steps[1:]), len(steps) - 1)]
-        self.link.together(told, arrays, memory, time.monotonic())
+        self.link.hold(told)
+        self.link.together(arrays, memory, time.monotonic(), len(told))
 
     def readings(self) -> dict[str, str]:
         """Return the run's samples as Prometheus scrapes them, but those of the moment, without the run's name."""

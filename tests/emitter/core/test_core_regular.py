@@ -56,8 +56,8 @@ class Slot(Memory):
     def fetch(self) -> bool:
         return False
 
-    def numbers(self, at: int, count: int) -> list[float]:
-        return self._numbers[at : at + count]
+    def numbers(self, count: int) -> list[float]:
+        return self._numbers[:count]
 
     def tensors(self, part: int) -> dict[Any, Tensor]:
         return {("codes", "0"): Tensor("i16", (1, 64), self.parts[part])}
@@ -79,6 +79,10 @@ class Way:
     normed: bool
     numbers: int
     arrays: Any
+
+    @property
+    def outgoing(self) -> Any:
+        return self.arrays.outgoing
 
 
 class Alike:
@@ -128,7 +132,7 @@ def by_form(teller: Teller, form: Form, batch: Regular, first: int) -> list[Mess
     slot: Any = batch.slot
     of_messages = [first, first, *(1 for _ in form.kinds)]
     frame = fill_in(
-        form.stencil, [of_messages, *teller.filling(batch, slot.numbers(0, batch.count))], slot.data, slot.spare
+        form.stencil, [of_messages, *teller.filling(batch, slot.numbers(batch.count))], slot.data, slot.spare
     )
     assert frame is not None
     return [message for parts in unbundle([frame]) for message in decode_each(parts)]
@@ -260,7 +264,7 @@ def losses_of(batches: list[Regular]) -> list[tuple[int, float]]:
     found: list[tuple[int, float]] = []
     for batch in batches:
         slot: Any = batch.slot
-        found += zip(batch._steps, slot.numbers(0, batch.count)[::3], strict=True)
+        found += zip(batch._steps, slot.numbers(batch.count)[::3], strict=True)
     return found
 
 

@@ -85,7 +85,8 @@ class Line:
         self.send([(step(number), 1) for number in steps], [(kind, make, 1) for kind, make in arrays], slot)
 
     def send(self, messages: list[tuple[Any, int]], arrays: list[tuple[str, Any, int]], slot: Slot) -> None:
-        self.link.together(messages, arrays, slot, time.monotonic())
+        self.link.hold(messages)
+        self.link.together(arrays, slot, time.monotonic(), len(messages))
 
 
 @pytest.fixture(params=[8 << 20, 0], ids=["as one message", "one by one"])
@@ -135,11 +136,11 @@ def test_steps_made_before_go_with_their_arrays(peer: Peer, between: str) -> Non
     line, slot = Line(peer, 8 << 20), Slot(3)
     if between == "waits":
         line.backlog.add(step(7))
-    assert line.link.hold([(as_one(0, 1), 2), (step(2), 1)])
+    line.link.hold([(as_one(0, 1), 2), (step(2), 1)])
     assert not peer.socket.poll(100), "nothing is sent yet"
     if between == "sent":
         line.link._send_backlog(time.monotonic(), at_most=9)  # as when the daemon is listened to
-    line.link.together([], [("codes", slot.make_each(range(3)), 3)], slot, time.monotonic(), held=2)
+    line.link.together([("codes", slot.make_each(range(3)), 3)], slot, time.monotonic(), held=2)
     parts = 0
     while peer.socket.poll(200):
         peer.take(0, at_most=1)
