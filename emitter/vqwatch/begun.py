@@ -17,19 +17,16 @@ if TYPE_CHECKING:
 
 
 class Looked(NamedTuple):
-    """The first ``steps`` steps that are kept, all of one routine, and what is to be copied of them to a slot.
+    """The first ``steps`` steps that are kept, the last of them of this routine, and the slot that they go to.
 
-    ``numbers`` are those that all have, ``sources`` the arrays of the steps that have some, at the places ``parts``.
-    ``told`` tells what lies behind those, laid out by ``plan``. ``special`` says that some steps have norms of layers
-    or gradients beside.
+    Those at the places ``parts`` have arrays. ``told`` tells what lies behind those, laid out by ``plan``. ``special``
+    says that some steps have norms of layers or gradients beside.
     """
 
     slot: Slot
     routine: Routine
     steps: int
     parts: list[int]
-    numbers: list[torch.Tensor]
-    sources: list[torch.Tensor]
     told: Sequence[tuple[str, Build]]
     plan: Any
     special: bool
@@ -41,6 +38,7 @@ class Begun(NamedTuple):
 
     looked: Looked
     held: list[Held]
+    sources: list[torch.Tensor]
     versions: list[int]
     seconds: float
 

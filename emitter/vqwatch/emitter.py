@@ -25,6 +25,7 @@ from .capture import Capture
 from .collect import Collector
 from .complaints import Complaints
 from .entry import Entry
+from .errands import Errands
 from .evaluation import EvaluationPass
 from .guest import Pause, guarded, watch_process
 from .link import Link
@@ -41,25 +42,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vqwatch")
 _monotonic: Final = time.monotonic
-
-LISTEN_SECONDS: Final = 2.0
-"""How often a training on a device listens to the daemon, which answers once a second where all is well."""
-
-MOST_UNHEARD_CALLS: Final = 3
-"""Calls that may find something else to do when it is time to listen; the next one listens first."""
-
-CATCH_UP_SECONDS: Final = 0.05
-"""How often it does where messages are to be sent again."""
-
-ACCOUNT_STEPS: Final = 24
-"""After how many steps the schedule is told what they cost; at the latest it is when the daemon is listened to."""
-
-MANY_PENDING: Final = 6
-"""To copy, to send, to listen: each call does one of them, so that none takes long; where as many as this wait to be
-sent, all of them."""
-
-FEWEST_IN_PART: Final = 6
-"""Where fewer steps are copied together, because their codes are large, there are no calls to copy them in two."""
 
 
 class Emitter:
@@ -95,11 +77,8 @@ class Emitter:
         )
         self._capture = Capture(settings.staging_bytes)
         self._optimizer = optimizer
-        self._turned = 0.0
         self._staged = False
-        self._left = False  # all that was due to the next call, by the last one
-        self._steps = self._look_at = self._unheard_calls = 0
-        self._own_seconds = self._in_kinds = self._accounted = 0.0
+        self._look_at = 0
         self._link = Link(
             settings.endpoint,
             self._origin.session,
@@ -110,6 +89,7 @@ class Emitter:
             send_bytes=settings.send_bytes,
         )
         self._outbox = Outbox(self._origin, self._link, plan, self.complaints)
+        self._errands = Errands(self._link, self._outbox, plan)
         if self._quantizers is not None:
             self._quantizers.install(self._collector)
         self._link.introduce(self._hello(), time.monotonic())
@@ -193,22 +173,18 @@ class Emitter:
         if not self._on or self._paused or not self._lock.acquire(False):
             return False
         now = _monotonic()
-        ordinary, plan, link = self._ordinary, self._plan, self._link
+        ordinary, errands = self._ordinary, self._errands
         try:
-            if ordinary is None or not link.writable:
+            if ordinary is None or not self._link.writable:
                 return False
-            before = max(ordinary.keeper.last, plan.last)
+            keeper = ordinary.keeper
+            before = keeper.last
             if not ordinary.keep(step, losses, codes, mask, grad_norm, now):
                 return False
-            self._steps += 1
-            self._staged = True
-            beside = step >= plan.next_special and self._take_beside(
-                plan.beside(step, before), original, reconstructed, mask
-            )
-            if step + 1 >= self._look_at:
-                self._expect(step, beside)
-            self._go_on(ordinary, now, beside)
-            self._own_seconds += _monotonic() - now
+            errands.steps += 1
+            if step >= errands.calm_step or now >= errands.calm_until or keeper.reused:
+                self._attend(ordinary, before, now, original, reconstructed, mask)
+            errands.own_seconds += _monotonic() - now
         except Exception as error:
             if ordinary is not None:
                 ordinary.give_up()
@@ -218,54 +194,27 @@ class Emitter:
             self._lock.release()
         return True
 
-    def _go_on(self, ordinary: Ordinary, now: float, busy: bool) -> None:
-        """Do what is due: copy what is kept, send what has arrived, take gradients, listen, account.
+    def _attend(
+        self, ordinary: Ordinary, before: int, now: float, original: Any, reconstructed: Any, mask: Any
+    ) -> None:
+        """Do what there is to do in a call that kept a step, and work out when there will be something again.
 
-        One a call, so that none takes long, and nothing where it was ``busy``, unless the last one was too; all of them
-        where much is due.
+        ``before`` was the step before.
         """
-        outbox = self._outbox
-        pending, unheard = len(outbox.pending), now - self._turned
-        self._unheard_calls += unheard >= LISTEN_SECONDS
-        full = busy and ordinary.full
-        crowded = full or pending >= MANY_PENDING
-        much = crowded or ordinary.keeper.most == 1
-        self._left = busy and not (much or self._left)
-        if self._left:
-            return
-        if self._unheard_calls > MOST_UNHEARD_CALLS:
-            self._listen(now)
-            self._account(now)
-            if not much:
-                return
-            unheard = 0.0
-        due = full or ordinary.due(now)
-        if ordinary.gradient_parts and (much or not (due or pending)):
-            ordinary.take_gradients()
-            if not much:
-                return
-        if due:
-            ordinary.copy(in_part=not much and ordinary.keeper.most >= FEWEST_IN_PART)
-            if not much:
-                return
-        if pending and not ordinary.capturing():
-            seconds = outbox.send(now, in_part=not crowded)
-            if seconds is not None:
-                self._in_kinds += seconds
-                if not much:
-                    return
-        if unheard >= LISTEN_SECONDS:
-            self._listen(now)
-            self._account(now)
-        elif unheard >= CATCH_UP_SECONDS and self._link.behind:
-            self._listen(now)
-        elif self._steps >= ACCOUNT_STEPS:
-            self._account(now)
+        plan, errands, step = self._plan, self._errands, ordinary.keeper.last
+        self._staged = True
+        busy = step >= plan.next_special and self._take_beside(
+            ordinary, plan.beside(step, before), original, reconstructed, mask
+        )
+        if step + 1 >= self._look_at:
+            self._expect(step, busy)
+        errands.run(ordinary, now, busy)
+        errands.rest(ordinary, now, min(plan.next_special, self._look_at - 1))
 
-    def _take_beside(self, due: frozenset[str], original: Any, reconstructed: Any, mask: Any) -> bool:
+    def _take_beside(
+        self, ordinary: Ordinary, due: frozenset[str], original: Any, reconstructed: Any, mask: Any
+    ) -> bool:
         """Take what is due beside the numbers and codes of the step kept last; return whether that was any."""
-        ordinary = self._ordinary
-        assert ordinary is not None
         if kinds.GRADIENTS in due:
             ordinary.want_gradients()
         large = sorted(due & kinds.LARGE)
@@ -273,7 +222,7 @@ class Emitter:
             entry = Entry(ordinary.keeper.last)
             entry.alone = True
             self._collector.take_beside(entry, frozenset({kind}), original, reconstructed, mask)
-            self._in_kinds += sum(entry.costs.values())
+            self._errands.in_kinds += sum(entry.costs.values())
             self._capture.stage(entry, self.complaints, later=True)
             entry.sources = []
             ordinary.beside(entry)
@@ -296,12 +245,13 @@ class Emitter:
         step = int(step)
         if not 0 <= step <= MAX_INTEGER:
             raise Refused("step", f"step {step} is negative, or more than a message can hold")
-        before = self._plan.last
+        before, errands = self._plan.last, self._errands
+        errands.calm_step = 0
         if self._ordinary is not None:
             self._ordinary.copy(late=True)
-        if not self._staged or started - self._turned >= LISTEN_SECONDS:
-            self._listen(started)
-            self._in_kinds += self._outbox.send(started) or 0.0
+        if not self._staged or errands.unheard(started):
+            errands.listen(started)
+            errands.send(started)
         due = self._plan.due(step)
         if self._ordinary is not None:
             if self._plan.is_due(kinds.CLUSTERS, step, before):  # too late for those that were kept
@@ -316,23 +266,23 @@ class Emitter:
         )  # fmt: skip
         if entry.slot is not None and self._ordinary is None:
             self._ordinary = self._begin_ordinary()
-        self._steps += 1
+        errands.steps += 1
         self._expect(step)
         self._staged = entry.slot is not None
-        much = len(self._outbox.pending) >= MANY_PENDING
-        send = much or not self._staged
-        if much:
-            self._listen(started)
+        crowded = errands.crowded
+        send = crowded or not self._staged
+        if crowded:
+            errands.listen(started)
         if send:
-            self._in_kinds += self._outbox.send(started) or 0.0
-        self._own_seconds += time.monotonic() - started
+            errands.send(started)
+        errands.own_seconds += time.monotonic() - started
         if send:
-            self._account(started)
+            errands.account(started, self._ordinary)
 
     def _take(self, entry: Entry, due: frozenset[str], **given: Any) -> None:
         """Take what is due of one step the general way."""
         self._collector.collect(entry, due, **given)
-        self._in_kinds += sum(entry.costs.values())
+        self._errands.in_kinds += sum(entry.costs.values())
         self._capture.stage(entry, self.complaints, len(self._outbox.pending) > 0)
         self._outbox.add(entry)
 
@@ -373,8 +323,8 @@ class Emitter:
         if collector.tap_seconds:
             if collector.wants_energies:
                 plan.spent({kinds.ENERGIES: collector.tap_seconds})
-                self._in_kinds += collector.tap_seconds
-            self._own_seconds += collector.tap_seconds
+                self._errands.in_kinds += collector.tap_seconds
+            self._errands.own_seconds += collector.tap_seconds
             collector.tap_seconds = 0.0
         energies = plan.is_due(kinds.ENERGIES, step + 1, step)
         collector.expect(energies, plan.is_due(kinds.CODEBOOKS, step + 1, step), busy)
@@ -383,26 +333,9 @@ class Emitter:
 
     def _copy_held(self) -> None:
         """Begin the copies of ordinary steps that are kept, so that steps stay in order."""
+        self._errands.calm_step = 0
         if self._ordinary is not None:
             self._ordinary.copy()
-
-    def _listen(self, now: float) -> None:
-        """Take in what the daemon answered."""
-        self._turned = now
-        self._unheard_calls = 0
-        self._link.turn(now)
-
-    def _account(self, now: float) -> None:
-        """Tell the schedule what the steps since the last time took."""
-        own = self._own_seconds
-        if self._accounted and self._steps:
-            steps = self._steps
-            self._plan.observe(own / steps, self._in_kinds / steps, (now - self._accounted) / steps, steps)
-            if self._ordinary is not None:
-                self._ordinary.pace()
-        self._accounted = now
-        self._own_seconds = self._in_kinds = 0.0
-        self._steps = 0
 
     def _without_peer(self, due: frozenset[str]) -> frozenset[str]:
         reason = "busy_peer" if self._link.daemon else "no_peer"

@@ -50,7 +50,8 @@ class Pause:
         """Let the emitter go on; a second call does nothing."""
         if self._emitter is not None:
             self._emitter._paused -= 1
-            self._emitter._accounted = 0.0
+            if self._emitter._on:
+                self._emitter._errands.skip()
             self._emitter = None
 
     def __enter__(self) -> Pause:

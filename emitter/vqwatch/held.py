@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from .wire import MAX_INTEGER
+
 if TYPE_CHECKING:
     from .collect import Collector
 
@@ -140,15 +142,16 @@ def any_changed(steps: Sequence[Held]) -> bool:
 class Keeper:
     """Keeps up to ``most`` steps of one thread. ``since`` is when the oldest was given, monotonic seconds.
 
-    ``at_once`` says that numbers are to be copied when they are given. ``numbers_reused`` and ``arrays_reused`` tell
-    whose memory was used again by a later step, as places in ``held``: what these hold is not to be believed.
+    ``at_once`` says that numbers are to be copied when they are given. ``reused`` says that memory was used again by a
+    later step, ``numbers_reused`` and ``arrays_reused`` whose, as places in ``held``: what these hold is not to be
+    believed.
     ``begun`` are the addresses of the arrays of steps that were taken, as long as those are not copied, and
     ``begun_reused`` whose of them was used again.
     """
 
     __slots__ = (
         "_collector", "_groups", "_numbers", "_owner", "_places", "arrays_reused", "at_once", "begun", "begun_reused",
-        "held", "last", "most", "numbers_reused", "since",
+        "held", "last", "most", "numbers_reused", "reused", "since",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, groups: Sequence[Mapping[str, Any]], last: int) -> None:
@@ -157,6 +160,7 @@ class Keeper:
         self.most = 1
         self.since = 0.0
         self.at_once = False
+        self.reused = False
         self.numbers_reused: list[int] = []
         self.arrays_reused: list[int] = []
         self.begun: list[int] = []
@@ -169,7 +173,9 @@ class Keeper:
 
     def keep(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any, now: float) -> bool:
         """Keep a step; return False, with nothing done, where it cannot be kept."""
-        if step <= self.last or type(losses) is not dict or get_ident() != self._owner:
+        if type(step) is not int or not self.last < step <= MAX_INTEGER:
+            return False
+        if type(losses) is not dict or get_ident() != self._owner:
             return False
         if (
             (codes is not None and type(codes) is not _Tensor)
@@ -216,8 +222,10 @@ class Keeper:
             self.since = now
         elif number and number in numbers:
             self.numbers_reused.append(_taken_from(numbers, number))
+            self.reused = True
         if place and place in places:
             self.arrays_reused.append(_taken_from(places, place))
+            self.reused = True
         if place and place in self.begun:
             self.begun_reused.append(_taken_from(self.begun, place))
         numbers.append(number)
@@ -225,6 +233,12 @@ class Keeper:
         self.last = step
         self.held.append(held)
         return True
+
+    def take_reused(self) -> tuple[list[int], list[int]]:
+        """Return ``numbers_reused`` and ``arrays_reused``, and forget them."""
+        found = self.numbers_reused, self.arrays_reused
+        self.numbers_reused, self.arrays_reused, self.reused = [], [], False
+        return found
 
     def take(self, count: int | None = None) -> tuple[list[Held], list[int]]:
         """Return the first so many of the steps that are kept, or all, and keep them no longer.

@@ -54,7 +54,7 @@ class Layout:
 
     What is to be turned, such as codes with the layers in their last axis, is copied as it is to memory ``between``,
     then turned, all of it at once: ``turned`` is what is copied to, and from. ``groups`` has, for each pair of dtypes,
-    the views and the indices of their sources: few launches cost less than fast ones.
+    the views and the indices of their sources, which are of these ``dtypes``: few launches cost less than fast ones.
     """
 
     __slots__ = ("data", "device", "end", "extras", "groups", "host", "places", "spare", "tensors", "turned")
@@ -64,7 +64,7 @@ class Layout:
         slot: Slot,
         at: int,
         parts: Sequence[Sequence[Item]],
-        sources: Sequence[torch.Tensor],
+        dtypes: Sequence[torch.dtype],
         between: Between,
     ) -> None:
         views: list[torch.Tensor] = []
@@ -89,8 +89,8 @@ class Layout:
             self.tensors.append(tensors)
         self.turned = _turned(slot, turned, views, between)
         groups: Groups = {}
-        for index, (view, source) in enumerate(zip(views, sources, strict=True)):
-            into, of = groups.setdefault((source.dtype, view.dtype), ([], []))
+        for index, (view, dtype) in enumerate(zip(views, dtypes, strict=True)):
+            into, of = groups.setdefault((dtype, view.dtype), ([], []))
             into.append(view)
             of.append(index)
         self._until(slot, at, groups)

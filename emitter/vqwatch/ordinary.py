@@ -21,7 +21,7 @@ from .held import Held, Keeper, any_changed
 from .layout import BARE_BYTES, MOST_NUMBERS, MOST_SCALARS, Extra
 from .routine import Routine, Routines
 from .staging import SMALL_SLOTS
-from .wire import MAX_BUNDLED, MAX_INTEGER, MAX_STEPS
+from .wire import MAX_BUNDLED, MAX_STEPS
 
 if TYPE_CHECKING:
     from .collect import Collector
@@ -77,14 +77,14 @@ class Ordinary:
         self._strange = 0
         self._looked: Looked | None = None
         self._begun: Begun | None = None
-        self._copied: list[Held] = []  # nobody needs them any more: to free them takes long, and is done in two calls
+        self._copied: list[Held] = []  # nobody needs them any more
         self._patience_seconds = PATIENCE_SECONDS
 
     def keep(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any, now: float) -> bool:
         """Keep a step that can be an ordinary one; return False, with nothing done, where it cannot."""
         keeper = self.keeper
-        if type(step) is not int or not self._plan.last < step <= MAX_INTEGER:
-            return False
+        if self._copied:
+            self._copied.pop()  # one a call, as to free its tensors takes long
         if self._raw_current() != self._raw_stream:
             return False
         if not keeper.held and self.capturing():
@@ -118,14 +118,22 @@ class Ordinary:
         """Return whether there may be no slot for what is taken beside the next steps, until those kept are copied."""
         return self._staging.few_left
 
+    @property
+    def under_way(self) -> bool:
+        """Return whether something was begun that calls are to go on with."""
+        return self._looked is not None or self._begun is not None or self.gradient_parts > 0
+
     def due(self, now: float) -> bool:
         """Return whether there is something to copy now."""
         keeper = self.keeper
         if self._looked is not None or self._begun is not None or len(keeper.held) >= keeper.most:
             return True
-        if keeper.numbers_reused or keeper.arrays_reused:
-            return True
-        return now - keeper.since >= self._patience_seconds
+        return keeper.reused or now - keeper.since >= self._patience_seconds
+
+    def due_at(self, now: float) -> float:
+        """Return when there will be something to copy at the latest, if steps are kept from now on."""
+        keeper = self.keeper
+        return (keeper.since if keeper.held else now) + self._patience_seconds
 
     def pace(self) -> None:
         """Choose how many steps to keep in a loop of this pace."""
@@ -166,8 +174,7 @@ class Ordinary:
     def _copy_separately(self, started: float, late: bool) -> None:
         """Leave out what was written to, and take each of the steps kept by itself."""
         keeper = self.keeper
-        numbers_reused, arrays_reused = keeper.numbers_reused, keeper.arrays_reused
-        keeper.numbers_reused, keeper.arrays_reused = [], []
+        numbers_reused, arrays_reused = keeper.take_reused()
         held, _ = keeper.take()
         for index in numbers_reused:
             self._leave_out(held[index], numbers=True, arrays=False)
@@ -187,44 +194,34 @@ class Ordinary:
             self._outbox.add(beside.pop(0))
         for one in held:
             one.let_go_of_arrays()
-        self._copied = [*held]
+        self._copied += held
 
     def _look(self, started: float, late: bool) -> Looked | None:
-        """Enqueue the copies of what comes seldom; return what else is to be copied of the steps kept, of one routine.
+        """Choose a slot for the steps kept, and enqueue the copies of what comes seldom; return how to go on.
 
-        Returns None, with nothing done, where they are not all taken as the last one was. Most steps come this way:
-        nothing is done for each of them that can be done for all at once.
+        Returns None, with nothing done, where the last of them is not taken as one before was. Most steps come this
+        way: nothing is done for each of them that can be done for all at once.
         """
         held = self.keeper.held
         if len(held) > MAX_STEPS:  # calls that were busy with other things came together
             held, late = held[:MAX_STEPS], True
-        first, last = held[0], held[-1]
+        last = held[-1]
         due = self._plan.codes_due_at([one.step for one in held])
-        routine = self._routines.latest(first.codes is not None or len(first.tapped) > 0)
-        if routine is None:
+        routine = self._routines.latest(last.codes is not None or len(last.tapped) > 0)
+        if routine is None or _numbers_and_arrays(routine, [last], [0]) is None:
             return None
         arrays = routine.arrays
         if arrays is None and [index for index in due if held[index].codes is not None or held[index].tapped]:
             return None
-        numbers = [tensor for one in held for tensor in one.tensors[: one.numbers]]
-        given = [] if arrays is None else [tensor for one in held for tensor in one.tensors[one.numbers :]]
-        if not routine.fits_all(held, numbers, given):
-            return None
-        parts: list[int] = []
-        sources: list[torch.Tensor] = []
-        if arrays is not None:
-            parts = due
-            each, used = len(given) // len(held), len(arrays.dtypes)
-            sources = given
-            if used < each or len(parts) < len(held):
-                sources = [tensor for part in parts for tensor in given[part * each : part * each + used]]
+        parts = [] if arrays is None else due
         special = [index for index, one in enumerate(held) if one.norms or one.gradients is not None]
         seldom = [number for index in special for number in held[index].seldom]
         if False in [number.is_cuda for number in seldom]:
             return None
-        count = len(numbers) + sum([held[index].seldom_count for index in special])
+        numbers = routine.numbers * len(held)
+        count = numbers + sum([held[index].seldom_count for index in special])
         size = BARE_BYTES if arrays is None else BARE_BYTES + len(parts) * arrays.nbytes
-        if size > self._staging.small_bytes or len(numbers) > MOST_SCALARS or count > MOST_NUMBERS:
+        if size > self._staging.small_bytes or numbers > MOST_SCALARS or count > MOST_NUMBERS:
             return None
         extras: list[Extra] = []
         told: Sequence[tuple[str, Build]] = ()
@@ -236,38 +233,40 @@ class Ordinary:
             return None
         try:
             with self._staging.on(self._stream):
-                slot.copy_extras(arrays if parts else None, len(parts), sources, extras, seldom, len(numbers))
+                slot.copy_extras(arrays if parts else None, len(parts), extras, seldom, numbers)
         except Exception:  # such as memory of a CUDA graph that torch has taken back
             return None
         slot.users = 1
         seconds = time.monotonic() - started
-        return Looked(slot, routine, len(held), parts, numbers, sources, told, plan, len(special) > 0, seconds)
+        return Looked(slot, routine, len(held), parts, told, plan, len(special) > 0, seconds)
 
     def _begin(self, started: float) -> Begun | None:
         """Enqueue the copies of the numbers of the steps looked at.
 
-        Returns None, with nothing done, where there are none, or some of those kept were written to meanwhile.
+        Returns None, with nothing done, where there are none, they are not all taken as the last one is, or some of
+        those kept were written to meanwhile.
         """
         keeper, looked, self._looked = self.keeper, self._looked, None
-        del self._copied[
-            len(self._copied) // 5 :
-        ]  # the call that copies arrays, which lets go of the rest, has codes too
         if looked is None:
             return None
-        reused = keeper.numbers_reused or keeper.arrays_reused
-        if reused or any_changed(keeper.held[: looked.steps]) or not self._copied_numbers(looked):
+        held = keeper.held[: looked.steps]
+        found = None
+        if not (keeper.reused or any_changed(held)):
+            found = _numbers_and_arrays(looked.routine, held, looked.parts)
+        if found is None or not self._copied_numbers(looked, found[0]):
             looked.slot.release([])
             return None
         held, keeper.begun = keeper.take(looked.steps)
         keeper.since = started  # a step or two may be left
         self._plan.last = held[-1].step
-        versions = [source._version for source in looked.sources]
-        return Begun(looked, held, versions, looked.seconds + time.monotonic() - started)
+        sources = found[1]
+        versions = [source._version for source in sources]
+        return Begun(looked, held, sources, versions, looked.seconds + time.monotonic() - started)
 
-    def _copied_numbers(self, looked: Looked) -> bool:
+    def _copied_numbers(self, looked: Looked, numbers: list[torch.Tensor]) -> bool:
         try:
             with self._staging.on(self._stream):
-                looked.slot.copy_numbers(looked.numbers, looked.routine.dtype)
+                looked.slot.copy_numbers(numbers, looked.routine.dtype)
         except Exception:  # such as memory of a CUDA graph that torch has taken back: whose is it?
             return False
         return True
@@ -278,7 +277,7 @@ class Ordinary:
         looked, held, lost = begun.looked, begun.held, self._overwritten(begun)
         with self._staging.on(self._stream):
             try:
-                looked.slot.copy_arrays(looked.sources)
+                looked.slot.copy_arrays(begun.sources)
             except Exception:  # such as memory of a CUDA graph that torch has taken back
                 lost = looked.parts
                 looked.slot.copy_arrays(())
@@ -294,7 +293,7 @@ class Ordinary:
         parts = looked.parts
         lost = [index for index in keeper.begun_reused if index in parts]
         keeper.begun, keeper.begun_reused = [], []
-        if [source._version for source in looked.sources] != begun.versions:
+        if [source._version for source in begun.sources] != begun.versions:
             lost += [index for index in parts if index not in lost and begun.held[index].changed()[1]]
         return lost
 
@@ -390,7 +389,7 @@ class Ordinary:
         if slot is None:
             return False
         with self._staging.on(self._stream):
-            slot.copy_extras(common, len(parts), sources, extras, seldom, plain)
+            slot.copy_extras(common, len(parts), extras, seldom, plain)
             slot.copy_numbers(numbers)
             slot.copy_arrays(sources)
         slot.users = 1
@@ -425,4 +424,24 @@ class Ordinary:
             together = max(1, min(schedule.MOST_TOGETHER, TOGETHER_BYTES // arrays.nbytes))
             self._staging.reserve(arrays, together + 1)
             if self._routines.kinds <= LAID_OUT_KINDS:
-                self._staging.lay_out(arrays, together + 1, arrays.of(held))
+                self._staging.lay_out(arrays, together + 1)
+
+
+def _numbers_and_arrays(
+    routine: Routine, held: Sequence[Held], parts: Sequence[int]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
+    """Return the tensors of some steps: all numbers, and the arrays of those at the places ``parts``.
+
+    None where the steps are not all of this routine.
+    """
+    arrays = routine.arrays
+    numbers = [tensor for one in held for tensor in one.tensors[: one.numbers]]
+    given = [] if arrays is None else [tensor for one in held for tensor in one.tensors[one.numbers :]]
+    if not routine.fits_all(held, numbers, given):
+        return None
+    if arrays is None:
+        return numbers, []
+    each, used = len(given) // len(held), len(arrays.dtypes)
+    if used == each and len(parts) == len(held):
+        return numbers, given
+    return numbers, [tensor for part in parts for tensor in given[part * each : part * each + used]]

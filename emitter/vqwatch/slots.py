@@ -91,7 +91,8 @@ class Slot:
         """
         layout = self._layouts.get(plan)
         if layout is None:
-            layout = self._learn(plan, Layout(self, START, [items], sources, self._staging.between))
+            dtypes = [source.dtype for source in sources]
+            layout = self._learn(plan, Layout(self, START, [items], dtypes, self._staging.between))
         copies = self._begin(layout, ())
         _add_numbers(copies, self.scalar_views, numbers)
         self._finish(copies, sources)
@@ -100,7 +101,6 @@ class Slot:
         self,
         arrays: Arrays | None,
         count: int,
-        sources: Sequence[torch.Tensor],
         extras: Sequence[Extra],
         numbers: Sequence[torch.Tensor],
         at: int,
@@ -108,10 +108,9 @@ class Slot:
         """Begin with several steps: enqueue copies of what few of them have, if there is any.
 
         Such numbers, one or several in a tensor, go to the places from ``at`` on. ``count`` of the steps have arrays,
-        one like the other, of these sources: a part for each. To follow are :meth:`copy_numbers` and
-        :meth:`copy_arrays`.
+        one like the other: a part for each. To follow are :meth:`copy_numbers` and :meth:`copy_arrays`.
         """
-        layout = self._layouts.get((arrays, count)) or self.lay_out(arrays, count, sources)
+        layout = self._layouts.get((arrays, count)) or self.lay_out(arrays, count)
         copies = self._begin(layout, extras)
         for number in numbers:
             several = number.numel()
@@ -140,19 +139,20 @@ class Slot:
         """Enqueue copies of the arrays, all that :meth:`copy_extras` was told of, or none; then it is on its way."""
         self._finish({}, sources)
 
-    def lay_out(self, arrays: Arrays | None, count: int, sources: Sequence[torch.Tensor]) -> Layout:
+    def lay_out(self, arrays: Arrays | None, count: int) -> Layout:
         """Work out where arrays of this kind lie: for as many as there is room for, so that few look like most."""
         if arrays is None or count == 0:
             return self._learn((arrays, count), Layout(self, START, (), (), self._staging.between))
         run = self._layouts.get(arrays)
         if run is None:
             most = max(count, min(MOST_ALIKE, (self.capacity - BARE_BYTES) // arrays.nbytes))
-            one = sources[: len(sources) // count]
-            run = Layout(self, START, [arrays.items] * most, [*one] * most, self._staging.between)
-            self._learn(arrays, run)
+            run = self._learn(arrays, self._run_of(arrays, most))
         if count > len(run.tensors):
-            run = Layout(self, START, [arrays.items] * count, sources, self._staging.between)
+            run = self._run_of(arrays, count)
         return self._learn((arrays, count), run.first(count, self))
+
+    def _run_of(self, arrays: Arrays, count: int) -> Layout:
+        return Layout(self, START, [arrays.items] * count, arrays.dtypes * count, self._staging.between)
 
     def _learn(self, plan: Any, layout: Layout) -> Layout:
         if len(self._layouts) >= _MOST_LAYOUTS:
@@ -188,7 +188,8 @@ class Slot:
         if found is None:
             if len(layout.extras) >= _MOST_LAYOUTS:
                 layout.extras.clear()
-            found = Layout(self, at, [extra.items], extra.sources, self._staging.between)
+            dtypes = [source.dtype for source in extra.sources]
+            found = Layout(self, at, [extra.items], dtypes, self._staging.between)
             layout.extras[extra.plan, at] = found
         return found
 

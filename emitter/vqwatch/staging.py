@@ -113,12 +113,12 @@ class Staging:
         if any(item.turned for item in arrays.items):
             self.between(most * arrays.nbytes)
 
-    def lay_out(self, arrays: Arrays, most: int, sources: Sequence[torch.Tensor]) -> None:
+    def lay_out(self, arrays: Arrays, most: int) -> None:
         """Lay out the small slots that are used first, for up to so many steps; it takes as long as some of them."""
         for slot in self._small[:LAID_OUT]:
             if slot.free and slot.capacity >= _room(arrays, most):
                 for count in range(1, most + 1):
-                    slot.lay_out(arrays, count, [*sources] * count)
+                    slot.lay_out(arrays, count)
 
     def between(self, size: int) -> torch.Tensor | None:
         """Return device memory of this many bytes for what is copied twice, or None where there is none left.

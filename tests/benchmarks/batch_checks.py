@@ -84,6 +84,7 @@ def delivers_steps_many_at_a_time(peer: Peer) -> str:
     def want_more(watch: vqwatch.Emitter, _step: int, _out: dict[str, Any]) -> None:
         if watch._ordinary is not None and watch._ordinary.keeper.most >= MOST_TOGETHER:
             watch._ordinary.keeper.most = MAX_STEPS + 3
+            watch._ordinary._patience_seconds = 60.0
             seen.append(len(watch._ordinary.keeper.held))
 
     watch, wanted = _ordinary(peer, by_hook=False, first=want_more)

@@ -79,6 +79,7 @@ def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
         collect,
         emitter,
         entry,
+        errands,
         held,
         layout,
         link,
@@ -96,7 +97,7 @@ def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
         (ordinary.Ordinary, "_look", "looks"), (ordinary.Ordinary, "_begin", "copies numbers"),
         (ordinary.Ordinary, "_finish", "copies arrays"), (ordinary.Ordinary, "_copy_together", "copies both"),
         (outbox.Outbox, "send", "sends"),
-        (emitter.Emitter, "_listen", "listens"), (emitter.Emitter, "_account", "accounts"),
+        (errands.Errands, "listen", "listens"), (errands.Errands, "account", "accounts"),
         (collect.Collector, "gradient_norms", "gradients"), (emitter.Emitter, "_step", "general"),
         (collect.Collector, "take_beside", lambda _, __, due, *___: f"takes {' + '.join(sorted(due))}"),
     ):  # fmt: skip
@@ -114,7 +115,8 @@ def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
             (telling.Teller, "messages"), (telling.Teller, "filling"), (telling.Teller, "form"),
             (telling, "encode_step"), (entry.CodesBuild, "together"), (backlog.Backlog, "add"),
             (backlog.Backlog, "add_sent"), (backlog.Backlog, "acknowledge"), (emitter.Emitter, "_expect"),
-            (emitter.Emitter, "_go_on"), (emitter.Emitter, "_take_beside"), (type(watch._capture), "stage"),
+            (emitter.Emitter, "_attend"), (errands.Errands, "run"), (errands.Errands, "rest"),
+            (emitter.Emitter, "_take_beside"), (type(watch._capture), "stage"),
         ):  # fmt: skip
             spans.wrap(owner, method, f"  {owner.__name__.rpartition('.')[2]}.{method}")
 

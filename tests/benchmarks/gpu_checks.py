@@ -224,7 +224,8 @@ def never_synchronises(peer: Peer) -> str:
 
 def allocates_nothing_after_warm_up(peer: Peer) -> str:
     """Device memory and pinned memory stay flat."""
-    training = Training(SIZES["launch-bound"], CUDA)
+    size = SIZES["launch-bound"]
+    training = Training(size, CUDA)
     watch = watched(peer, training, budget=float("inf"))
     marks = []
     for step in range(400):
@@ -235,12 +236,14 @@ def allocates_nothing_after_warm_up(peer: Peer) -> str:
         if step in (199, 399):
             torch.cuda.synchronize()
             pinned = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
-            peak = torch.cuda.max_memory_allocated()  # of a hundred steps: what is kept comes and goes
+            peak = torch.cuda.max_memory_allocated()  # of a hundred steps
             marks.append((peak, pinned, watch.staged_bytes, watch.pinned_bytes))
     peer.messages.clear()
     watch.close(0.0)
     assert marks[0][1:] == marks[1][1:], marks
-    assert abs(marks[0][0] - marks[1][0]) < 1 << 20, marks
+    codes_of_a_step = 8 * size.batch * size.frames * size.codebooks
+    kept = 20 * codes_of_a_step  # at most, and how many are kept when the training needs most is chance
+    assert marks[1][0] - marks[0][0] <= kept, marks
     device, pinned = (value / 2**20 for value in marks[1][2:])
     return f"staging {device:.1f} MiB on the device and {pinned:.1f} MiB pinned, flat from step 200 to 400"
 

@@ -11,7 +11,7 @@ import zmq
 from tests.emitter.core.hand import Peer, array, until
 
 from vqwatch.backlog import Backlog
-from vqwatch.emitter import LISTEN_SECONDS, MOST_UNHEARD_CALLS
+from vqwatch.errands import LISTEN_SECONDS, MOST_UNHEARD_CALLS
 from vqwatch.link import PATIENCE_SECONDS, Link
 from vqwatch.schedule import SLOW_STEP_SECONDS
 from vqwatch.settings import Keys
