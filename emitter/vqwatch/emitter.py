@@ -333,7 +333,6 @@ class Emitter:
 
     def _copy_held(self) -> None:
         """Begin the copies of ordinary steps that are kept, so that steps stay in order."""
-        self._errands.calm_step = 0
         if self._ordinary is not None:
             self._ordinary.copy()
 

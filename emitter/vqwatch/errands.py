@@ -98,7 +98,7 @@ class Errands:
 
     def rest(self, ordinary: Ordinary, now: float, until: int) -> None:
         """Work out up to when calls have no errands; at step ``until`` they have, at the latest."""
-        if self._left or self._outbox.pending or ordinary.under_way:
+        if self._outbox.pending or ordinary.under_way:
             self.calm_step = 0
             return
         keeper = ordinary.keeper

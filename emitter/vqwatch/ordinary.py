@@ -77,14 +77,12 @@ class Ordinary:
         self._strange = 0
         self._looked: Looked | None = None
         self._begun: Begun | None = None
-        self._copied: list[Held] = []  # nobody needs them any more
+        self._copied: list[Held] = []  # nobody needs them any more, but to free their numbers takes long
         self._patience_seconds = PATIENCE_SECONDS
 
     def keep(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any, now: float) -> bool:
         """Keep a step that can be an ordinary one; return False, with nothing done, where it cannot."""
         keeper = self.keeper
-        if self._copied:
-            self._copied.pop()  # one a call, as to free its tensors takes long
         if self._raw_current() != self._raw_stream:
             return False
         if not keeper.held and self.capturing():
@@ -194,21 +192,22 @@ class Ordinary:
             self._outbox.add(beside.pop(0))
         for one in held:
             one.let_go_of_arrays()
-        self._copied += held
+        self._copied = held
 
     def _look(self, started: float, late: bool) -> Looked | None:
         """Choose a slot for the steps kept, and enqueue the copies of what comes seldom; return how to go on.
 
-        Returns None, with nothing done, where the last of them is not taken as one before was. Most steps come this
-        way: nothing is done for each of them that can be done for all at once.
+        Returns None, with nothing done, where that cannot be, or codes differ in shape from those before. Most steps
+        come this way: nothing is done for each of them that can be done for all at once.
         """
+        self._copied = []  # here, as this is the shortest of the calls that copy
         held = self.keeper.held
         if len(held) > MAX_STEPS:  # calls that were busy with other things came together
             held, late = held[:MAX_STEPS], True
         last = held[-1]
         due = self._plan.codes_due_at([one.step for one in held])
         routine = self._routines.latest(last.codes is not None or len(last.tapped) > 0)
-        if routine is None or _numbers_and_arrays(routine, [last], [0]) is None:
+        if routine is None or not routine.has_shapes(last):  # where lengths differ, the others need not be looked at
             return None
         arrays = routine.arrays
         if arrays is None and [index for index in due if held[index].codes is not None or held[index].tapped]:

@@ -145,6 +145,10 @@ class Routine:
             and False not in [array.is_cuda for array in arrays]
         )
 
+    def has_shapes(self, held: Held) -> bool:
+        """Return whether the arrays of a step are of these shapes, where there are any."""
+        return self.arrays is None or [array.shape for array in held.arrays] == self._shapes
+
     def fits(self, held: Held, numbers: Sequence[torch.Tensor]) -> bool:
         """Return whether a step is taken this way: it looks as that one did, and all of it is on the device."""
         if (

@@ -140,8 +140,10 @@ class Teller:
         with_arrays.resolve()
         arrays = self.arrays(with_arrays)
         seq, first, *of_kinds = marks.whole(2 + len(arrays))
+        yield
         try:
             header = messages[0][0](seq, first)[0]
+            yield
             index: list[Bundled] = [(header, ())]
             for (_, make, _), number in zip(arrays, of_kinds, strict=True):
                 unpacked_header, tensors = make(number)

@@ -96,6 +96,7 @@ def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
     for owner, method, name in (
         (ordinary.Ordinary, "_look", "looks"), (ordinary.Ordinary, "_begin", "copies numbers"),
         (ordinary.Ordinary, "_finish", "copies arrays"), (ordinary.Ordinary, "_copy_together", "copies both"),
+        (batch.Unlike, "apart", "takes apart"), (outbox.Outbox, "_make_messages", "makes messages"),
         (outbox.Outbox, "send", "sends"),
         (errands.Errands, "listen", "listens"), (errands.Errands, "account", "accounts"),
         (collect.Collector, "gradient_norms", "gradients"), (emitter.Emitter, "_step", "general"),

@@ -47,9 +47,9 @@ def test_marks_that_are_not_there_or_not_unlike_are_refused() -> None:
     marks = Marks()
     here, elsewhere = marks.whole(2), marks.floating(1)
     with pytest.raises(LookupError, match=r"marks \[2\]"):
-        Stencil(msgpack.packb(here), [here, elsewhere])
+        Stencil(msgpack.packb(here), [here, elsewhere]).prepare()
     with pytest.raises(LookupError, match="the same"):
-        Stencil(msgpack.packb(here), [here, here])
+        Stencil(msgpack.packb(here), [here, here]).prepare()
 
 
 def test_marks_are_each_given_once() -> None:

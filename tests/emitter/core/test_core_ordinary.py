@@ -63,6 +63,19 @@ def test_after_going_back_to_a_checkpoint_steps_are_kept_again(attached: Attach,
     ]  # fmt: skip
 
 
+def test_steps_kept_after_going_back_wait_no_longer_than_others(attached: Attach, peer: Peer) -> None:
+    watch = attached()
+    watch.step(0, losses={"total": torch.tensor(0.0)})
+    watch._ordinary = ordinary = Noting(watch)
+    kept = []
+    for step in (100, 5, 6, 7, 8, 9, 10, 11):
+        ordinary.keeper.most, ordinary._patience_seconds = 3, 60.0
+        watch.step(step, losses={"total": torch.tensor(float(step))})
+        kept.append(len(ordinary.keeper.held))
+    assert kept == [1, 0, 1, 2, 0, 1, 2, 0]
+    settle(watch, peer)
+
+
 def test_a_step_that_no_message_can_hold_is_refused_and_no_step_is_lost(attached: Attach, peer: Peer) -> None:
     watch = attached()
     watch.step(0, losses={"total": torch.tensor(0.0)})
@@ -73,3 +86,19 @@ def test_a_step_that_no_message_can_hold_is_refused_and_no_step_is_lost(attached
     assert ordinary.kept == [1, 2, 3]
     assert [message.step for message in peer.of("step")] == [0, 1, 2, 3]
     assert watch.dropped == {"step:step": 2}
+
+
+def test_memory_that_is_used_again_is_noticed_in_the_same_call(attached: Attach, peer: Peer) -> None:
+    watch = attached()
+    watch.step(0, losses={"total": torch.tensor(0.0)})
+    watch._ordinary = ordinary = Noting(watch)
+    ordinary.keeper.most, ordinary._patience_seconds = 10, 60.0
+    loss = torch.tensor(1.0)
+    for step in (1, 2):
+        watch.step(step, losses={"total": torch.tensor(0.5), "last": loss})
+    assert watch.dropped == {}
+    watch.step(3, losses={"total": loss})
+    watch.step(4, losses={"total": loss})
+    assert (watch.dropped, ordinary.kept) == ({"scalars:overwritten": 1}, [1, 2, 3, 4])
+    settle(watch, peer)
+    assert [(message.step, message.losses) for message in peer.of("step")][3:] == [(3, {}), (4, {"total": 1.0})]
