@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 TOLD = {
     "takes_odd_inputs": "{'Step': 9, 'Codes': 3, 'Reconstruction': 4}",
     "delivers_what_the_tensors_held": "arrays equal, 30 steps in order",
-    "delivers_ordinary_steps": "[120, 120, 15, 120, 120, 15, 3, 120, 15, 3, 120, 15]",
+    "delivers_ordinary_steps": "[120, 120, 15, 120, 120, 15, 6, 120, 15, 6, 120, 15]",
     "delivers_codes_now_and_then": "(80, 120)",
     "tells_one_more_learning_rate": "200 steps",
     "delivers_steps_few_at_a_time": "[2, 3, 5, 7]",
