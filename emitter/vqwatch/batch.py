@@ -12,6 +12,7 @@ from .entry import energies, gradient_norms
 from .wire import MAX_STEPS
 
 if TYPE_CHECKING:
+    from .backlog import Encode
     from .capture import Key
     from .entry import Build
     from .held import Held
@@ -158,7 +159,8 @@ def arrays_of(steps: Sequence[Taken]) -> list[tuple[str, Build, list[Taken]]]:
 class Batch:
     """Ordinary steps that lie in one slot, with so many numbers in all; ``parts`` of them have arrays.
 
-    ``made`` counts the messages of the steps once these were made, to be sent with the arrays; None before.
+    ``made`` counts the messages of the steps that were made, to be sent with the arrays; it is ``complete`` where those
+    are all. ``messages`` are those to be made, None before the first.
     """
 
     def __init__(
@@ -166,7 +168,9 @@ class Batch:
     ) -> None:
         self.slot = slot
         self.steps = steps
-        self.made: int | None = None
+        self.made = 0
+        self.complete = False
+        self.messages: Iterator[tuple[Encode, int]] | None = None
         self._parts = parts
         self._numbers = numbers
         self._seconds = seconds

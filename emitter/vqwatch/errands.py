@@ -86,6 +86,7 @@ class Errands:
             ordinary.copy(in_part=not much and ordinary.keeper.most >= FEWEST_IN_PART)
             if not much:
                 return
+        ordinary.let_go()
         if pending and not ordinary.capturing() and self.send(now, in_part=not crowded) and not much:
             return
         if unheard >= LISTEN_SECONDS:

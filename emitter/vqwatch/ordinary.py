@@ -39,6 +39,9 @@ TOGETHER_BYTES: Final = 8 << 20
 LAID_OUT_KINDS: Final = 2
 """Kinds of arrays that are laid out when they are met; of more, as where lengths differ, most never come again."""
 
+FREED_TOGETHER: Final = 2
+"""Steps that are freed by a call that does not copy."""
+
 _LEGACY_STREAM: Final = 0
 """The handle of the stream that a training uses where it chooses none. On it nothing can be captured."""
 
@@ -77,7 +80,7 @@ class Ordinary:
         self._strange = 0
         self._looked: Looked | None = None
         self._begun: Begun | None = None
-        self._copied: list[Held] = []  # nobody needs them any more, but to free their numbers takes long
+        self._copied: list[Held] = []  # nobody needs them any more
         self._patience_seconds = PATIENCE_SECONDS
 
     def keep(self, step: int, losses: Any, codes: Any, mask: Any, grad_norm: Any, now: float) -> bool:
@@ -192,7 +195,7 @@ class Ordinary:
             self._outbox.add(beside.pop(0))
         for one in held:
             one.let_go_of_arrays()
-        self._copied = held
+        self._copied = [*held]
 
     def _look(self, started: float, late: bool) -> Looked | None:
         """Choose a slot for the steps kept, and enqueue the copies of what comes seldom; return how to go on.
@@ -200,7 +203,7 @@ class Ordinary:
         Returns None, with nothing done, where that cannot be, or codes differ in shape from those before. Most steps
         come this way: nothing is done for each of them that can be done for all at once.
         """
-        self._copied = []  # here, as this is the shortest of the calls that copy
+        self._copied = []
         held = self.keeper.held
         if len(held) > MAX_STEPS:  # calls that were busy with other things came together
             held, late = held[:MAX_STEPS], True
@@ -404,6 +407,13 @@ class Ordinary:
         looks = entry.plan or tuple([(item.key, item.shape, item.dtype, item.rows) for item in entry.items])
         extras.append(Extra(owner, entry.items, entry.sources, looks))
         return entry.outgoing
+
+    def let_go(self) -> None:
+        """Free some of the steps that were copied, which takes so long that it is spread over calls.
+
+        The next look frees the rest: it is the shortest of the calls that copy.
+        """
+        del self._copied[-FREED_TOGETHER:]
 
     def give_up(self) -> None:
         """Let go of the slot of steps that are half copied: nothing more will be done for them."""

@@ -4,6 +4,7 @@ except where it is told to."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from .wire import Frame, Origin
 
 MOST_PENDING: Final = 256
 """Steps whose copies may be under way at once."""
+
+MADE_TOGETHER: Final = 4
+"""Messages that a call makes of a batch whose steps differ."""
 
 _LOOK_SECONDS: Final = 0.0005
 
@@ -63,8 +67,8 @@ class Outbox:
             if isinstance(entry, Entry):
                 seconds = self._send_entry(entry, now)
             elif isinstance(entry, Batch):
-                if in_part and entry.made is None and entry.has_arrays:
-                    self._make_messages(entry)
+                if in_part and entry.has_arrays and not entry.complete:
+                    self._make_messages(entry, MADE_TOGETHER)
                     pending.appendleft(entry)
                     return 0.0
                 seconds = self._send_batch(entry, now)
@@ -98,25 +102,28 @@ class Outbox:
         self._plan.spent(entry.costs)
         return seconds
 
-    def _make_messages(self, batch: Batch) -> None:
-        """Make the messages of a batch's steps, to be sent with its arrays."""
+    def _make_messages(self, batch: Batch, most: int | None = None) -> None:
+        """Make messages of a batch's steps, all or so many, to be sent with its arrays."""
         try:
-            messages = self._teller.messages(batch, batch.resolve(), self._teller.news())
+            if batch.messages is None:
+                batch.messages = self._teller.messages(batch, batch.resolve(), self._teller.news())
+            messages = list(itertools.islice(batch.messages, most))
             self._link.hold(messages)
         except Exception:
             batch.slot.release([])
             raise
-        batch.made = len(messages)
+        batch.made += len(messages)
+        batch.complete = most is None or len(messages) < most
         self.last_step = batch.steps[-1].step
 
     def _send_batch(self, batch: Batch, now: float) -> float:
         """Send the steps of a batch and its arrays, as one message where that can be."""
         started = time.monotonic()
-        if batch.made is None:
+        if not batch.complete:
             self._make_messages(batch)
         loans: list[Loan] = []
         try:
-            loans = self._link.together(self._teller.arrays(batch), batch.slot, now, batch.made or 0)
+            loans = self._link.together(self._teller.arrays(batch), batch.slot, now, batch.made)
         finally:
             batch.slot.release(loans)
         return self._spent(batch, started)

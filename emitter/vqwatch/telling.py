@@ -78,10 +78,10 @@ class Teller:
         told, times = [taken.step for taken in steps], [taken.time_ns for taken in steps]
         return self.step(told, times, first.columns(numbers, steps) | news), len(steps)
 
-    def messages(self, batch: Batch, numbers: Sequence[float], news: dict[str, Any]) -> list[tuple[Encode, int]]:
-        """Return the messages of a batch's steps, the last one with the news, and how many each stands for."""
+    def messages(self, batch: Batch, numbers: Sequence[float], news: dict[str, Any]) -> Iterator[tuple[Encode, int]]:
+        """Yield the messages of a batch's steps, the last one with the news, and how many each stands for."""
         last = batch.steps[-1]
-        return [self.steps(steps, numbers, news if steps[-1] is last else {}) for steps in alike(batch.steps)]
+        return (self.steps(steps, numbers, news if steps[-1] is last else {}) for steps in alike(batch.steps))
 
     def arrays(self, batch: Batch) -> list[tuple[str, Make, int]]:
         """Return the messages of its arrays, each with its kind and how many it stands for."""
@@ -134,7 +134,7 @@ class Teller:
             news["overhead"] = own[0]
         filling = [every.values(), dropped.values(), own, *marked.told(numbers, of_arrays)]
         yield
-        messages = self.messages(marked.apart(), numbers, news)
+        messages = list(self.messages(marked.apart(), numbers, news))
         yield
         with_arrays = of_arrays.apart()
         with_arrays.resolve()

@@ -36,6 +36,9 @@ class Steps(Ordinary):
     def capturing(self) -> bool:
         return False
 
+    def let_go(self) -> None:
+        pass
+
     def take_gradients(self) -> None:
         self.done.append("gradients")
         self.gradient_parts -= 1
