@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Looked(NamedTuple):
-    """The first ``steps`` steps that are kept, the last of them of this routine, and the slot that they go to.
+    """The slot that the first ``steps`` steps kept go to, if they turn out to be all of this routine.
 
     Those at the places ``parts`` have arrays. ``told`` tells what lies behind those, laid out by ``plan``. ``special``
     says that some steps have norms of layers or gradients beside.
