@@ -52,8 +52,8 @@ ZERO_COPY_BYTES: Final = 256 * 1024
 
 PATIENCE_SECONDS: Final = 4.0
 """How long the oldest message waits for its acknowledgement before it is sent again. The daemon acknowledges steps once
-a second where they are few, and a training may listen every second and a half: less than a turn of each would send
-again what arrived."""
+a second where they are few, and a training may listen every two seconds: less than a turn of each would send again what
+arrived."""
 
 LONGEST_PATIENCE_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 0.25
