@@ -254,7 +254,7 @@ class Ordinary:
         held = keeper.held[: looked.steps]
         found = None
         if not (keeper.reused or any_changed(held)):
-            found = _numbers_and_arrays(looked.routine, held, looked.parts)
+            found = looked.routine.tensors_of(held, looked.parts)
         if found is None or not self._copied_numbers(looked, found[0]):
             looked.slot.release([])
             return None
@@ -434,23 +434,3 @@ class Ordinary:
             self._staging.reserve(arrays, together + 1)
             if self._routines.kinds <= LAID_OUT_KINDS:
                 self._staging.lay_out(arrays, together + 1)
-
-
-def _numbers_and_arrays(
-    routine: Routine, held: Sequence[Held], parts: Sequence[int]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
-    """Return the tensors of some steps: all numbers, and the arrays of those at the places ``parts``.
-
-    None where the steps are not all of this routine.
-    """
-    arrays = routine.arrays
-    numbers = [tensor for one in held for tensor in one.tensors[: one.numbers]]
-    given = [] if arrays is None else [tensor for one in held for tensor in one.tensors[one.numbers :]]
-    if not routine.fits_all(held, numbers, given):
-        return None
-    if arrays is None:
-        return numbers, []
-    each, used = len(given) // len(held), len(arrays.dtypes)
-    if used == each and len(parts) == len(held):
-        return numbers, given
-    return numbers, [tensor for part in parts for tensor in given[part * each : part * each + used]]

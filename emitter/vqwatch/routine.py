@@ -108,11 +108,29 @@ class Routine:
                 return None
         return cls(entry, held, with_codes)
 
-    def fits_all(self, steps: Sequence[Held], numbers: Sequence[torch.Tensor], arrays: Sequence[torch.Tensor]) -> bool:
+    def tensors_of(
+        self, steps: Sequence[Held], parts: Sequence[int]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
+        """Return the tensors of some steps: the numbers of all, and the arrays of those at the places ``parts``.
+
+        None where the steps are not all taken this way.
+        """
+        arrays = self.arrays
+        numbers = [tensor for one in steps for tensor in one.tensors[: one.numbers]]
+        given = [] if arrays is None else [tensor for one in steps for tensor in one.tensors[one.numbers :]]
+        if not self._fit(steps, numbers, given):
+            return None
+        if arrays is None:
+            return numbers, []
+        each, used = len(given) // len(steps), len(arrays.dtypes)
+        if used == each and len(parts) == len(steps):
+            return numbers, given
+        return numbers, [tensor for part in parts for tensor in given[part * each : part * each + used]]
+
+    def _fit(self, steps: Sequence[Held], numbers: Sequence[torch.Tensor], arrays: Sequence[torch.Tensor]) -> bool:
         """Return whether :meth:`fits` holds for each of some steps, whatever norms of layers they have beside.
 
-        It takes a fraction of asking each. ``numbers`` and ``arrays`` are theirs, one step's after the other's, no
-        arrays where the routine has none.
+        It takes a fraction of asking each. ``numbers`` and ``arrays`` are theirs, one step's after the other's.
         """
         codes, count = self._layers is None, self.numbers
         for one in steps:

@@ -106,7 +106,7 @@ def wrap_all(spans: Spans, watch: Any, inner: bool) -> None:
     if inner:
         for owner, method in (
             (held.Keeper, "keep"), (held.Keeper, "take"), (held.Held, "look"), (ordinary, "any_changed"),
-            (routine.Routine, "fits"), (routine.Routine, "fits_all"), (ordinary.Ordinary, "copy"),
+            (routine.Routine, "fits"), (routine.Routine, "tensors_of"), (ordinary.Ordinary, "copy"),
             (ordinary.Ordinary, "_done"), (ordinary.Ordinary, "capturing"),
             (slots.Slot, "fetch"), (stencil.Stencil, "__init__"), (batch.Regular, "__init__"),
             (collect.Collector, "take_clusters"), (QuantizerLayer, "read"),
