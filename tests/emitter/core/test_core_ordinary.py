@@ -102,3 +102,19 @@ def test_memory_that_is_used_again_is_noticed_in_the_same_call(attached: Attach,
     assert (watch.dropped, ordinary.kept) == ({"scalars:overwritten": 1}, [1, 2, 3, 4])
     settle(watch, peer)
     assert [(message.step, message.losses) for message in peer.of("step")][3:] == [(3, {}), (4, {"total": 1.0})]
+
+
+def test_a_cadence_that_gets_shorter_counts_at_once(
+    attached: Attach, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = attached()
+    watch.step(0, losses={"total": torch.tensor(0.0)})
+    watch._ordinary = ordinary = Noting(watch)
+    ordinary.keeper.most, ordinary._patience_seconds = 20, 60.0
+    watch._look_at, watch._plan.next_special = 1 << 40, 5  # as a review leaves them: hooks are looked after later
+    taken: list[int] = []
+    monkeypatch.setattr(watch, "_take_beside", lambda *_: taken.append(ordinary.keeper.last))
+    for step in range(1, 9):
+        watch.step(step, losses={"total": torch.tensor(float(step))})
+    assert taken == [5]
+    settle(watch, peer)
