@@ -122,14 +122,16 @@ class Ordinary:
     @property
     def under_way(self) -> bool:
         """Return whether something was begun that calls are to go on with."""
-        return self._looked is not None or self._begun is not None or self.gradient_parts > 0
+        return self._half_copied or self.gradient_parts > 0
+
+    @property
+    def _half_copied(self) -> bool:
+        return self._looked is not None or self._begun is not None
 
     def due(self, now: float) -> bool:
         """Return whether there is something to copy now."""
         keeper = self.keeper
-        if self._looked is not None or self._begun is not None or len(keeper.held) >= keeper.most:
-            return True
-        return keeper.reused or now - keeper.since >= self._patience_seconds
+        return self._half_copied or len(keeper.held) >= keeper.most or keeper.reused or now >= self.due_at(now)
 
     def due_at(self, now: float) -> float:
         """Return when there will be something to copy at the latest, if steps are kept from now on."""
@@ -245,8 +247,8 @@ class Ordinary:
     def _begin(self, started: float) -> Begun | None:
         """Enqueue the copies of the numbers of the steps looked at.
 
-        Returns None, with nothing done, where there are none, they are not all taken as the last one is, or some of
-        those kept were written to meanwhile.
+        Returns None, with nothing done, where there are none, they are not all of one routine, or some of those kept
+        were written to meanwhile.
         """
         keeper, looked, self._looked = self.keeper, self._looked, None
         if looked is None:

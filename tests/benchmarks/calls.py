@@ -169,13 +169,14 @@ def row(name: str, times: Sequence[float], of: int) -> str:
 
 
 def table(warm_up: Sequence[Call], calls: Sequence[Call]) -> str:
-    """Return the table, in Markdown; of the warm-up, one line."""
+    """Return the table, in Markdown; with the warm-up, two lines."""
     kinds: dict[str, list[float]] = defaultdict(list)
     for did, took, _, _ in calls:
         kinds[did].append(took)
     lines = ["| a call that does | how often | p50 µs | mean µs | p99 µs | most µs |", "|---|---:|---:|---:|---:|---:|"]
     lines += [row(did, times, len(calls)) for did, times in sorted(kinds.items(), key=lambda kind: -len(kind[1]))]
-    for name, all_calls in (("all", calls), ("before, the first", warm_up)):
+    from_100 = [call for call in (*warm_up, *calls) if call[3] >= 100]
+    for name, all_calls in (("all", calls), ("from step 100 on", from_100), ("before, the first", warm_up)):
         lines.append(row(f"{name} {len(all_calls)} calls", [call[1] for call in all_calls], len(all_calls)))
     return "\n".join(lines)
 

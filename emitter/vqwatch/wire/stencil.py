@@ -128,8 +128,8 @@ class Stencil:
         Raises struct.error where there is no room, or a number is not of its mark's kind, or below 0; ValueError where
         they are more or fewer than the marks.
         """
-        while self._cut < len(self._holes) or self._searched < self.size:
-            self.prepare()
+        while self.prepare():
+            pass
         numbers, end = self._numbers, 0
         for group in groups:
             start, end = end, end + len(group)

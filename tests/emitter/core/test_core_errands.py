@@ -27,11 +27,10 @@ class Steps(Ordinary):
         self._patience_seconds = patience
         self._looked: Any = None
         self._begun: Any = None
-        self._full = False
 
     @property
     def full(self) -> bool:
-        return self._full
+        return False
 
     def capturing(self) -> bool:
         return False
@@ -67,7 +66,7 @@ class Training:
         self.steps = Steps(most, patience)
         self.pending: deque[int] = deque()
         self.arrived = True
-        self.behind = False
+        self.behind = self.asked_for_more = False
         outbox: Any = self
         self.errands = Errands(outbox, outbox, outbox)
         self.errands.listen(self.now)
@@ -85,6 +84,7 @@ class Training:
 
     def turn(self, _now: float) -> None:
         self.steps.done.append("listen")
+        self.behind = self.asked_for_more
 
     def observe(self, *_measured: float) -> None:
         self.steps.done.append("account")
@@ -122,7 +122,7 @@ def test_a_call_that_does_not_ask_would_have_found_nothing_to_do(calls: Any, mos
     training = Training(most, patience)
     next_special = 3
     for seconds, training.arrived, kind, chance in calls:
-        training.behind = training.behind and chance > 2
+        training.asked_for_more = chance < 3
         special = training.step + 1 >= next_special and kind != ""
         if special:
             next_special = training.step + 2 + chance
