@@ -12,12 +12,12 @@ from .entry import energies, gradient_norms
 from .wire import MAX_STEPS
 
 if TYPE_CHECKING:
-    from .backlog import Encode
     from .capture import Key
     from .entry import Build
     from .held import Held
     from .routine import Routine
     from .slots import Slot
+    from .telling import Telling
     from .wire import Groups, Marks, Tensor
 
 MOST_TOLD: Final = 512
@@ -95,11 +95,11 @@ class Taken:
         """Return what one message tells of itself and the steps that follow it, all plain and alike."""
         width = len(self._losses) + self._with_norm
         end = self._at + len(steps) * width
-        losses = {name: numbers[self._at + index : end : width] for index, name in enumerate(self._losses)}
+        losses = {name: [*numbers[self._at + index : end : width]] for index, name in enumerate(self._losses)}
         losses.update({name: [taken._known[name] for taken in steps] for name in self._known})
         found: dict[str, Any] = {"losses": losses} if losses else {}
         if self._with_norm:
-            found["gradient_norm"] = numbers[self._at + width - 1 : end : width]
+            found["gradient_norm"] = [*numbers[self._at + width - 1 : end : width]]
         if self._rates:
             rates = zip(*[taken._rates for taken in steps], strict=True)
             found["learning_rates"] = {str(index): of_steps for index, of_steps in enumerate(rates)}
@@ -159,8 +159,7 @@ def arrays_of(steps: Sequence[Taken]) -> list[tuple[str, Build, list[Taken]]]:
 class Batch:
     """Ordinary steps that lie in one slot, with so many numbers in all; ``parts`` of them have arrays.
 
-    ``made`` counts the messages of the steps that were made, to be sent with the arrays; it is ``complete`` where those
-    are all. ``messages`` are those to be made, None before the first.
+    ``telling`` is what tells them, once that was begun.
     """
 
     def __init__(
@@ -168,9 +167,7 @@ class Batch:
     ) -> None:
         self.slot = slot
         self.steps = steps
-        self.made = 0
-        self.complete = False
-        self.messages: Iterator[tuple[Encode, int]] | None = None
+        self.telling: Telling | None = None
         self._parts = parts
         self._numbers = numbers
         self._seconds = seconds
@@ -183,8 +180,11 @@ class Batch:
         """Return whether there is more to send than the steps."""
         return any(taken.outgoing for taken in self.steps)
 
-    def resolve(self) -> list[float]:
-        """Give each step its arrays, once arrived, and return the numbers of all."""
+    def resolve(self) -> Sequence[float]:
+        """Give each step its arrays, once arrived, and return the numbers of all, of use until the slot is released.
+
+        They are looked at where they lie: a list of so many would be a large allocation.
+        """
         slot = self.slot
         for part, taken in enumerate(self._parts):
             taken.tensors = slot.tensors(part)

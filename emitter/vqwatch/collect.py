@@ -65,6 +65,7 @@ class Collector:
         self._latents: dict[str, Any] = {}
         self._snapshots: dict[tuple[tuple[str, ...], int], Snapshot] = {}
         self.wants_codes = True
+        self._soon = False
 
     # --- the tap: called by hooks in the forward pass -----------------------------------------------------------------
 
@@ -104,12 +105,19 @@ class Collector:
         self.norms = {}
         self._latents = {}
 
-    def expect(self, energies: bool, latents: bool, later: bool) -> None:
-        """Say what the hooks of the next forward pass shall take; if nothing, ``later`` leaves them there for now."""
+    def expect(self, energies: bool, latents: bool, soon: bool, later: bool) -> None:
+        """Say what the hooks of the next forward pass shall take, or that they will be wanted ``soon``.
+
+        Where the next one wants nothing of them, ``later`` leaves them on or away as they are.
+        """
         self.wants_energies = energies
         self.wants_latents = latents and self._leads
         self.wants_residuals = energies or self.wants_latents
-        if self.wants_residuals or not later:
+        if self.wants_residuals:
+            self._soon = False
+            self._listen()
+        elif not later:
+            self._soon |= soon  # until they were wanted: hooks that are taken away unheard count as lost
             self._listen()
 
     def want_codes(self, wanted: bool) -> None:
@@ -119,7 +127,7 @@ class Collector:
 
     def _listen(self) -> None:
         """Have hooks in place if the next forward pass is to tell anything, and only then."""
-        quantizers, wanted = self._quantizers, self.wants_codes or self.wants_residuals
+        quantizers, wanted = self._quantizers, self.wants_codes or self.wants_residuals or self._soon
         if quantizers is not None and quantizers.listening != wanted:
             self._try("quantizers", quantizers.listen, wanted)
 

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("vqwatch")
 _monotonic: Final = time.monotonic
 
+HOOKED_AHEAD: Final = 3
+"""How many steps before one that wants hooks they may be put on: to do so takes long, in the first call with time."""
+
 
 class Emitter:
     """Watches one training process. Made by :func:`attach`; use it from one thread.
@@ -206,9 +209,9 @@ class Emitter:
         busy = step >= plan.next_special and self._take_beside(
             ordinary, plan.beside(step, before), original, reconstructed, mask
         )
+        busy = errands.run(ordinary, now, busy)
         if step + 1 >= self._look_at:
             self._expect(step, busy)
-        errands.run(ordinary, now, busy)
         errands.rest(ordinary, now, min(plan.next_special, self._look_at - 1))
 
     def _take_beside(
@@ -318,7 +321,10 @@ class Emitter:
         return Ordinary(self._plan, staging, self._collector, self._outbox, groups, dropped, self._take_held)
 
     def _expect(self, step: int, busy: bool = False) -> None:
-        """Tell the hooks what the step after this one will want; such as are of no use stay where the call is busy."""
+        """Tell the hooks what the step after this one will want.
+
+        To put them on or to take them off is left to calls that are not ``busy``, unless they are wanted now.
+        """
         plan, collector = self._plan, self._collector
         if collector.tap_seconds:
             if collector.wants_energies:
@@ -326,10 +332,14 @@ class Emitter:
                 self._errands.in_kinds += collector.tap_seconds
             self._errands.own_seconds += collector.tap_seconds
             collector.tap_seconds = 0.0
-        energies = plan.is_due(kinds.ENERGIES, step + 1, step)
-        collector.expect(energies, plan.is_due(kinds.CODEBOOKS, step + 1, step), busy)
-        again = energies or busy
-        self._look_at = step + 1 if again else min(plan.next_special, plan.next_after(kinds.ENERGIES, step + 1))
+        energies, codebooks = (plan.next_after(kind, step) for kind in (kinds.ENERGIES, kinds.CODEBOOKS))
+        wanted = min(energies, codebooks)
+        soon = wanted <= step + HOOKED_AHEAD
+        collector.expect(energies == step + 1, codebooks == step + 1, soon, busy)
+        if busy or energies == step + 1:
+            self._look_at = step + 1
+        else:
+            self._look_at = wanted if soon else min(plan.next_special, wanted + 1 - HOOKED_AHEAD)
 
     def _copy_held(self) -> None:
         """Begin the copies of ordinary steps that are kept, so that steps stay in order."""

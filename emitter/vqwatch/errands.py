@@ -58,10 +58,11 @@ class Errands:
         """Return whether so much waits to be sent that a call is to do all that is due."""
         return len(self._outbox.pending) >= MANY_PENDING
 
-    def run(self, ordinary: Ordinary, now: float, busy: bool) -> None:
+    def run(self, ordinary: Ordinary, now: float, busy: bool) -> bool:
         """Do what is due: copy what is kept, send what has arrived, take gradients, listen, account.
 
         One a call, and nothing where it was ``busy``, unless the last one was too; all of them where much is due.
+        Returns whether that is enough for this call.
         """
         pending, unheard = len(self._outbox.pending), now - self._listened
         self._unheard_calls += unheard >= LISTEN_SECONDS
@@ -70,25 +71,25 @@ class Errands:
         much = crowded or ordinary.keeper.most == 1
         self._left = busy and not (much or self._left)
         if self._left:
-            return
+            return True
         if self._unheard_calls > MOST_UNHEARD_CALLS:
             self.listen(now)
             self.account(now, ordinary)
             if not much:
-                return
+                return True
             unheard = 0.0
         due = full or ordinary.due(now)
         if ordinary.gradient_parts and (much or not (due or pending)):
             ordinary.take_gradients()
             if not much:
-                return
+                return True
         if due:
             ordinary.copy(in_part=not much and ordinary.keeper.most >= FEWEST_IN_PART)
             if not much:
-                return
+                return True
         ordinary.let_go()
         if pending and not ordinary.capturing() and self.send(now, in_part=not crowded) and not much:
-            return
+            return True
         if unheard >= LISTEN_SECONDS:
             self.listen(now)
             self.account(now, ordinary)
@@ -96,6 +97,9 @@ class Errands:
             self.listen(now)
         elif self.steps >= ACCOUNT_STEPS:
             self.account(now, ordinary)
+        else:
+            return busy
+        return busy or not much
 
     def rest(self, ordinary: Ordinary, now: float, until: int) -> None:
         """Work out up to when calls have no errands; at step ``until`` they have, at the latest."""

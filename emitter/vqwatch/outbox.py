@@ -4,7 +4,6 @@ except where it is told to."""
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,13 +14,13 @@ from .complaints import Complaints
 from .entry import Entry
 from .link import Form, Link, Loan
 from .schedule import Schedule
-from .telling import MAKING, Making, Teller, make_of
+from .telling import MAKING, Making, Teller, Telling, make_of
 from .wire import Frame, Origin
 
 MOST_PENDING: Final = 256
 """Steps whose copies may be under way at once."""
 
-MADE_TOGETHER: Final = 4
+MADE_TOGETHER: Final = 3
 """Messages that a call makes of a batch whose steps differ."""
 
 _LOOK_SECONDS: Final = 0.0005
@@ -66,20 +65,11 @@ class Outbox:
             pending.popleft()
             if isinstance(entry, Entry):
                 seconds = self._send_entry(entry, now)
-            elif isinstance(entry, Batch):
-                if in_part and entry.has_arrays and not entry.complete:
-                    self._make_messages(entry, MADE_TOGETHER)
-                    pending.appendleft(entry)
-                    return 0.0
-                seconds = self._send_batch(entry, now)
             else:
-                sent = self._send_regular(entry, now, in_part) if isinstance(entry, Regular) else None
-                if sent is None or sent is MAKING:
-                    pending.appendleft(entry.apart() if sent is None else entry)
-                    if in_part:
-                        return 0.0
-                    continue
-                seconds = sent
+                left, seconds = self._send_steps(entry, now, in_part)
+                if left is not None:
+                    pending.appendleft(left)
+                    return 0.0
             spent = seconds if spent is None else spent + seconds
             if in_part:
                 break
@@ -102,28 +92,57 @@ class Outbox:
         self._plan.spent(entry.costs)
         return seconds
 
-    def _make_messages(self, batch: Batch, most: int | None = None) -> None:
-        """Make messages of a batch's steps, all or so many, to be sent with its arrays."""
+    def _send_steps(
+        self, entry: Batch | Regular | Unlike, now: float, in_part: bool
+    ) -> tuple[Batch | Regular | None, float]:
+        """Send steps that were taken together; return what is left to go on with, and the seconds that arrays took."""
+        if isinstance(entry, Regular):
+            seconds = self._send_regular(entry, now, in_part)
+            if seconds is MAKING:
+                return entry, 0.0
+            if seconds is not None:
+                return None, seconds
+        batch = entry if isinstance(entry, Batch) else entry.apart()
+        if in_part and (batch is not entry or batch.has_arrays) and self._make_part(batch):
+            return batch, 0.0
+        return None, self._send_batch(batch, now)
+
+    def _make_part(self, batch: Batch) -> bool:
+        """Begin to tell a batch, or make some of its messages; return whether there was anything left to do."""
+        if batch.telling is None:
+            self._begin_telling(batch)
+        elif batch.telling.complete:
+            return False
+        else:
+            self._make_messages(batch, batch.telling, MADE_TOGETHER)
+        return True
+
+    def _begin_telling(self, batch: Batch) -> Telling:
         try:
-            if batch.messages is None:
-                batch.messages = self._teller.messages(batch, batch.resolve(), self._teller.news())
-            messages = list(itertools.islice(batch.messages, most))
-            self._link.hold(messages)
+            batch.telling = self._teller.begin(batch)
         except Exception:
             batch.slot.release([])
             raise
-        batch.made += len(messages)
-        batch.complete = most is None or len(messages) < most
+        return batch.telling
+
+    def _make_messages(self, batch: Batch, telling: Telling, most: int | None = None) -> None:
+        """Make messages of a batch's steps, all or so many, to be sent with its arrays."""
+        try:
+            self._link.hold(telling.some(most))
+        except Exception:
+            batch.slot.release([])
+            raise
         self.last_step = batch.steps[-1].step
 
     def _send_batch(self, batch: Batch, now: float) -> float:
         """Send the steps of a batch and its arrays, as one message where that can be."""
         started = time.monotonic()
-        if not batch.complete:
-            self._make_messages(batch)
+        telling = batch.telling or self._begin_telling(batch)
+        if not telling.complete:
+            self._make_messages(batch, telling)
         loans: list[Loan] = []
         try:
-            loans = self._link.together(self._teller.arrays(batch), batch.slot, now, batch.made)
+            loans = self._link.together(telling.arrays, batch.slot, now, telling.made)
         finally:
             batch.slot.release(loans)
         return self._spent(batch, started)
@@ -149,7 +168,7 @@ class Outbox:
         return self._spent(batch, started)
 
     def _filled(self, batch: Regular, form: Form, now: float) -> list[Loan] | None:
-        numbers = batch.slot.numbers(batch.count)
+        numbers = list(batch.slot.numbers(batch.count))
 
         def again(seq: int, first: int) -> list[Frame]:
             ((message, _),) = self._teller.messages(batch.apart(), numbers, self._teller.news())

@@ -55,8 +55,9 @@ SLOW_STEP_SECONDS: Final = 0.2
 """In slower loops each step is copied at once: to wait for others would save nothing to speak of."""
 
 LEAST_SHARE: Final = 0.25
-# The large ones at different steps, and gradients at another; energies with codebooks, as both want hooks.
-_OFFSETS: Final = {RECONSTRUCTION: 50, GRADIENTS: 20}
+# The large ones at different steps; energies with codebooks, as both want hooks, and gradients soon after: what steps
+# have that others lack comes in as few batches as can be.
+_OFFSETS: Final = {RECONSTRUCTION: 50, GRADIENTS: 2}
 _REVIEW_STEPS: Final = 48
 _WARM_UP_STEPS: Final = 32
 _SMOOTHING: Final = 0.2

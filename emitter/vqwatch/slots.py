@@ -76,7 +76,7 @@ class Slot:
             self.host, self.mapped = host, mapped
             self.scalar_views = list(self.device[: 4 * MOST_SCALARS].view(torch.float32).unbind(0))
             self._vectors = self.device[: 4 * MOST_NUMBERS].view(torch.float32)
-            self._numbers = self.host[: 4 * MOST_NUMBERS].view(torch.float32).numpy()
+            self._numbers = self.host[: 4 * MOST_NUMBERS].view(torch.float32).numpy().data
         self.memory = self.host.numpy().data
         self.capacity = capacity
         self._layouts.clear()
@@ -248,10 +248,9 @@ class Slot:
         """Return whether everything has arrived in host memory. Does not wait. Only once :meth:`fetch` was called."""
         return bool(self._arrived.query())
 
-    def numbers(self, count: int) -> list[float]:
-        """Return the first so many of the numbers, once arrived."""
-        values: list[float] = self._numbers[:count].tolist()
-        return values
+    def numbers(self, count: int) -> memoryview:
+        """Return the first so many of the numbers, floats, once arrived; of use until the slot is released."""
+        return self._numbers[:count]
 
     def release(self, loans: list[Loan]) -> None:
         """Let go of the slot for one of its steps: it is used again when all have, and libzmq is done with these."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -40,6 +41,27 @@ class Making(enum.Enum):
 
 
 MAKING: Final = Making.MAKING
+
+
+class Telling:
+    """What tells one batch: messages of its steps, made a few at a time, and ``arrays``, each with its kind.
+
+    With every message comes how many it stands for. ``made`` counts those of the steps that were made; they are
+    ``complete`` where those are all.
+    """
+
+    def __init__(self, messages: Iterator[tuple[Encode, int]], arrays: Sequence[tuple[str, Make, int]]) -> None:
+        self.arrays = arrays
+        self.made = 0
+        self.complete = False
+        self._messages = messages
+
+    def some(self, most: int | None) -> list[tuple[Encode, int]]:
+        """Return what makes the next messages of steps, so many or all that are left."""
+        found = list(itertools.islice(self._messages, most))
+        self.made += len(found)
+        self.complete = most is None or len(found) < most
+        return found
 
 
 class Teller:
@@ -86,6 +108,11 @@ class Teller:
     def arrays(self, batch: Batch) -> list[tuple[str, Make, int]]:
         """Return the messages of its arrays, each with its kind and how many it stands for."""
         return [(kind, make_of(build, steps), len(steps)) for kind, build, steps in arrays_of(batch.steps)]
+
+    def begin(self, batch: Batch) -> Telling:
+        """Return what tells a batch that has arrived, with all of its arrays' messages made but their numbers."""
+        messages = self.messages(batch, batch.resolve(), self.news())
+        return Telling(messages, [(kind, _ahead(make), count) for kind, make, count in self.arrays(batch)])
 
     def form(self, batch: Regular, in_part: bool = False) -> Form | Making | None:
         """Return how batches of this look are told; None where none was met before, or they cannot be told so.
@@ -168,3 +195,12 @@ def make_of(build: Build, steps: Sequence[Arrived]) -> Make:
         return lambda seq: unpacked(build(steps[0], seq))
     assert isinstance(build, CodesBuild)
     return functools.partial(build.together, steps)
+
+
+def _ahead(make: Make) -> Make:
+    """Make a message now, and return what only numbers it; or the same, to fail again where that is counted."""
+    try:
+        header, tensors = make(1)
+    except Exception:
+        return make
+    return lambda seq: ({**header, "seq": seq}, tensors)

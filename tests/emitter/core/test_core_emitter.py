@@ -104,18 +104,18 @@ def test_a_codebook_snapshot_is_the_codebook_of_its_step(attached: Attach, peer:
 
 
 def test_hooks_are_there_for_the_steps_that_want_them_only(attached: Attach, peer: Peer) -> None:
-    """Codes by argument, energies every third step; then codes by hook."""
+    """Codes by argument, energies every sixth step, hooks up to three steps before; then codes by hook."""
     loop = Loop()
-    watch = attached(loop.model, every={"codes": 1, "energies": 3, "codebooks": 0})
+    watch = attached(loop.model, every={"codes": 1, "energies": 6, "codebooks": 0})
     hooked = []
-    for step in range(12):
+    for step in range(16):
         hooked.append(sum(len(layer._forward_hooks) for layer in loop.model.layers))
         told = loop.step()
-        watch.step(step, losses=told["losses"], codes=told["codes"] if step < 8 else None)
+        watch.step(step, losses=told["losses"], codes=told["codes"] if step < 13 else None)
     settle(watch, peer)
-    assert hooked == [2, 0, 0, 2, 0, 0, 2, 0, 0, 2, 2, 2]
-    assert [message.step for message in peer.of("step") if message.residual_energy] == [0, 3, 6, 9]
-    assert [message.step for message in peer.of("codes")] == [*range(8), 9, 10, 11]
+    assert hooked == [2, 0, 0, 0, 2, 2, 2, 0, 0, 0, 2, 2, 2, 0, 2, 2]
+    assert [message.step for message in peer.of("step") if message.residual_energy] == [0, 6, 12]
+    assert [message.step for message in peer.of("codes")] == [*range(13), 14, 15]
 
 
 def test_energies_are_the_mean_squared_norms_of_what_is_left(attached: Attach, peer: Peer) -> None:

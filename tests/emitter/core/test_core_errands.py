@@ -101,7 +101,7 @@ class Training:
         errands.steps += 1
         asks = self.step >= errands.calm_step or self.now >= errands.calm_until or keeper.reused
         self.steps.done.clear()
-        errands.run(self.steps, self.now, busy)
+        self.enough = errands.run(self.steps, self.now, busy)
         if len(self.steps.copied) > before:
             self.pending.append(self.step)
         errands.rest(self.steps, self.now, until)
@@ -149,6 +149,17 @@ def test_each_call_does_one_thing() -> None:
     assert counts["copy"] == 3 * len(range(0, 200, 10)), "eight steps, and two that come while they are copied"
     assert counts["send"] == 19, "the last batch waits"
     assert counts["account"] > 200 // (2 * ACCOUNT_STEPS)
+
+
+def test_it_tells_whether_a_call_has_done_enough() -> None:
+    training = Training(most=8)
+    told = [(training.keep(0.005)[1] != [], training.enough) for _ in range(200)]
+    assert told == [(True, True) if did else (False, False) for did, _ in told]
+    training.keep(0.005, busy=True)
+    assert training.enough, "nothing was left, but it was busy"
+    at_once = Training(most=1)
+    assert at_once.keep(0.005)[1] == ["copy"]
+    assert not at_once.enough, "each call has as much to do"
 
 
 def test_where_much_waits_one_call_does_all() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.emitter.core.hand import Peer, settle
+from tests.emitter.core.hand import Loop, Peer, settle
 
 import vqwatch
 from vqwatch.ordinary import Ordinary
@@ -102,6 +102,31 @@ def test_memory_that_is_used_again_is_noticed_in_the_same_call(attached: Attach,
     assert (watch.dropped, ordinary.kept) == ({"scalars:overwritten": 1}, [1, 2, 3, 4])
     settle(watch, peer)
     assert [(message.step, message.losses) for message in peer.of("step")][3:] == [(3, {}), (4, {"total": 1.0})]
+
+
+def test_hooks_are_put_on_and_taken_off_by_calls_that_have_time(
+    attached: Attach, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop()
+    watch = attached(loop.model, every={"codes": 1, "energies": 20, "codebooks": 0})
+    watch.step(0, **loop.step())
+    watch._ordinary = ordinary = Noting(watch)
+    run, busy = watch._errands.run, {17, 20, 21, 37, 38, 39}
+
+    def busy_at_some(steps: Ordinary, now: float, _busy: bool) -> bool:
+        run(steps, now, False)
+        return steps.keeper.last in busy
+
+    monkeypatch.setattr(watch._errands, "run", busy_at_some)
+    hooked = {}
+    for step in range(1, 43):
+        ordinary.keeper.most, ordinary._patience_seconds = 5, 60.0
+        hooked[step] = sum(len(layer._forward_hooks) for layer in loop.model.layers)
+        told = loop.step()
+        watch.step(step, losses=told["losses"], codes=told["codes"])
+    settle(watch, peer)
+    assert [step for step, hooks in hooked.items() if hooks] == [19, 20, 21, 22, 40]
+    assert [message.step for message in peer.of("step") if message.residual_energy] == [0, 20, 40]
 
 
 def test_a_cadence_that_gets_shorter_counts_at_once(

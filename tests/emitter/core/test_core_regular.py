@@ -44,11 +44,15 @@ SIZES = CodebooksBuild(ORIGIN, [("codebooks", "0", "cluster_size")])
 
 
 class Slot(Memory):
-    """Memory with the codes of some steps, and cluster sizes behind them; tells when it is let go of."""
+    """Memory with the codes of some steps, and cluster sizes behind them; tells when it is let go of.
+
+    Its numbers, those ``given``, are others from then on.
+    """
 
     def __init__(self, numbers: list[float], parts: int, sizes: bool = False) -> None:
         super().__init__(np.arange(64 * (parts + 1), dtype=np.int16).reshape(parts + 1, 1, 64))
-        self._numbers = numbers
+        self.given = numbers
+        self._numbers = np.array(numbers)
         self._sizes = sizes
         self.released = 0
         self.arrived = True
@@ -56,8 +60,8 @@ class Slot(Memory):
     def fetch(self) -> bool:
         return False
 
-    def numbers(self, count: int) -> list[float]:
-        return self._numbers[:count]
+    def numbers(self, count: int) -> memoryview:
+        return self._numbers.data[:count]
 
     def tensors(self, part: int) -> dict[Any, Tensor]:
         return {("codes", "0"): Tensor("i16", (1, 64), self.parts[part])}
@@ -68,6 +72,7 @@ class Slot(Memory):
 
     def release(self, loans: list[Any]) -> None:
         self.released += 1
+        self._numbers[:] = np.nan
 
 
 @dataclass(eq=False)
@@ -264,7 +269,7 @@ def losses_of(batches: list[Regular]) -> list[tuple[int, float]]:
     found: list[tuple[int, float]] = []
     for batch in batches:
         slot: Any = batch.slot
-        found += zip(batch._steps, slot.numbers(batch.count)[::3], strict=True)
+        found += zip(batch._steps, slot.given[::3], strict=True)
     return found
 
 
@@ -299,6 +304,43 @@ def test_what_is_sent_in_parts_arrives_whole(line: Line, peer: Peer) -> None:
     line.arrive()
     assert (line.filled, arrived(peer), line.dropped) == (2, losses_of(batches), {})
     assert [message.step for message in peer.of("codes")] == list(range(9))
+
+
+def test_a_batch_whose_steps_differ_is_sent_in_parts(line: Line, peer: Peer) -> None:
+    batch = line.alike.batch(0, 10, [*range(10)], True, 0)
+    apart = batch.apart()
+    for odd in apart.steps[1::2]:
+        odd._known = {**odd._known, "other": 0.25}
+    line.outbox.add(apart)
+    calls = 0
+    while line.outbox.pending:
+        assert (apart.telling is not None and apart.telling.made) == min(3 * max(calls - 1, 0), 10)
+        line.outbox.send(time.monotonic(), in_part=True)
+        calls += 1
+    slot: Any = batch.slot
+    assert (calls, slot.released) == (6, 1), "begun, ten messages in three calls of three and one of one, sent"
+    line.arrive()
+    assert (arrived(peer), line.dropped) == (losses_of([batch]), {})
+    assert [len(message.losses) for message in peer.of("step")] == [3, 4] * 5
+    assert [(message.step, message.seq) for message in peer.of("codes")] == [(step, step + 1) for step in range(10)]
+    (sizes,) = peer.of("codebooks")
+    assert sizes.step == 9
+
+
+def test_arrays_that_cannot_be_told_are_counted_and_the_rest_of_the_batch_arrives(line: Line, peer: Peer) -> None:
+    def fails(_entry: Any, _seq: int) -> Message:
+        raise RuntimeError("on purpose")
+
+    batch = line.alike.batch(0, 3, [0, 1, 2], True, 0)
+    apart = batch.apart()
+    apart.steps[-1].outgoing = [("codes", CODES), ("samples", fails), ("codebooks", SIZES)]
+    line.outbox.add(apart)
+    while line.outbox.pending:
+        line.outbox.send(time.monotonic(), in_part=True)
+    line.arrive()
+    assert (arrived(peer), line.dropped) == (losses_of([batch]), {"samples:RuntimeError": 1})
+    assert [message.step for message in peer.of("codes")] == [0, 1, 2]
+    assert len(peer.of("codebooks")) == 1
 
 
 def test_what_was_filled_in_and_lost_is_told_again(line: Line, peer: Peer) -> None:
