@@ -175,11 +175,6 @@ class Batch:
     def __len__(self) -> int:
         return len(self.steps)
 
-    @property
-    def has_arrays(self) -> bool:
-        """Return whether there is more to send than the steps."""
-        return any(taken.outgoing for taken in self.steps)
-
     def resolve(self) -> Sequence[float]:
         """Give each step its arrays, once arrived, and return the numbers of all, of use until the slot is released.
 

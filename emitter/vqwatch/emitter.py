@@ -333,13 +333,10 @@ class Emitter:
             self._errands.own_seconds += collector.tap_seconds
             collector.tap_seconds = 0.0
         energies, codebooks = (plan.next_after(kind, step) for kind in (kinds.ENERGIES, kinds.CODEBOOKS))
-        wanted = min(energies, codebooks)
-        soon = wanted <= step + HOOKED_AHEAD
+        ahead = min(energies, codebooks) - HOOKED_AHEAD
+        soon = step >= ahead
         collector.expect(energies == step + 1, codebooks == step + 1, soon, busy)
-        if busy or energies == step + 1:
-            self._look_at = step + 1
-        else:
-            self._look_at = wanted if soon else min(plan.next_special, wanted + 1 - HOOKED_AHEAD)
+        self._look_at = step + 1 if soon or busy else min(plan.next_special, ahead + 1)
 
     def _copy_held(self) -> None:
         """Begin the copies of ordinary steps that are kept, so that steps stay in order."""

@@ -49,8 +49,8 @@ class Outbox:
     def send(self, now: float, in_part: bool = False) -> float | None:
         """Send, in order, what has arrived; return the seconds that went to arrays, None where nothing was done.
 
-        ``in_part`` does one thing only: send, make a part of a form, or of a batch that has none one of the parts that
-        go before.
+        ``in_part`` does one thing only: send, or what goes before: make a part of a form, or of what tells a batch that
+        has none.
         """
         spent: float | None = None
         pending = self.pending
@@ -103,7 +103,7 @@ class Outbox:
             if seconds is not None:
                 return None, seconds
         batch = entry if isinstance(entry, Batch) else entry.apart()
-        if in_part and (batch is not entry or batch.has_arrays) and self._make_part(batch):
+        if in_part and self._make_part(batch):
             return batch, 0.0
         return None, self._send_batch(batch, now)
 

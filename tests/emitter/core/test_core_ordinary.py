@@ -129,6 +129,20 @@ def test_hooks_are_put_on_and_taken_off_by_calls_that_have_time(
     assert [message.step for message in peer.of("step") if message.residual_energy] == [0, 20, 40]
 
 
+def test_hooks_that_are_on_stay_where_they_are_wanted_later_than_was_thought(attached: Attach, peer: Peer) -> None:
+    loop = Loop()
+    watch = attached(loop.model, every={"codes": 1, "energies": 20, "codebooks": 0})
+    hooked = {}
+    for step in range(43):
+        if step == 19:
+            watch._plan.every["energies"] = 40
+        hooked[step] = sum(len(layer._forward_hooks) for layer in loop.model.layers)
+        watch.step(step, **loop.step())
+    assert [step for step, hooks in hooked.items() if hooks] == [0, *range(18, 41)]
+    settle(watch, peer)
+    assert [message.step for message in peer.of("step") if message.residual_energy] == [0, 40]
+
+
 def test_a_cadence_that_gets_shorter_counts_at_once(
     attached: Attach, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,6 +249,10 @@ class Line:
         until(lambda: self.backlog.acknowledged, lambda: (self.link.turn(time.monotonic()), self.peer.take(1)))
         self.peer.take(20)
 
+    def send_all(self, in_part: bool) -> None:
+        while self.outbox.pending:
+            self.outbox.send(time.monotonic(), in_part)
+
     def send(self, first: int, parts: tuple[int, ...] = (0, 1, 2)) -> Regular:
         batch = self.alike.batch(first, 3, list(parts), False, first)
         self.outbox.add(batch)
@@ -307,7 +311,7 @@ def test_what_is_sent_in_parts_arrives_whole(line: Line, peer: Peer) -> None:
 
 
 def test_a_batch_whose_steps_differ_is_sent_in_parts(line: Line, peer: Peer) -> None:
-    batch = line.alike.batch(0, 10, [*range(10)], True, 0)
+    before, batch = line.send(0), line.alike.batch(3, 10, [*range(10)], True, 0)
     apart = batch.apart()
     for odd in apart.steps[1::2]:
         odd._known = {**odd._known, "other": 0.25}
@@ -320,11 +324,11 @@ def test_a_batch_whose_steps_differ_is_sent_in_parts(line: Line, peer: Peer) -> 
     slot: Any = batch.slot
     assert (calls, slot.released) == (6, 1), "begun, ten messages in three calls of three and one of one, sent"
     line.arrive()
-    assert (arrived(peer), line.dropped) == (losses_of([batch]), {})
-    assert [len(message.losses) for message in peer.of("step")] == [3, 4] * 5
-    assert [(message.step, message.seq) for message in peer.of("codes")] == [(step, step + 1) for step in range(10)]
+    assert (arrived(peer), line.dropped) == (losses_of([before, batch]), {})
+    assert [len(message.losses) for message in peer.of("step")][3:] == [3, 4] * 5
+    assert [(message.step, message.seq) for message in peer.of("codes")] == [(step, step + 1) for step in range(13)]
     (sizes,) = peer.of("codebooks")
-    assert sizes.step == 9
+    assert sizes.step == 12
 
 
 def test_arrays_that_cannot_be_told_are_counted_and_the_rest_of_the_batch_arrives(line: Line, peer: Peer) -> None:
@@ -335,8 +339,7 @@ def test_arrays_that_cannot_be_told_are_counted_and_the_rest_of_the_batch_arrive
     apart = batch.apart()
     apart.steps[-1].outgoing = [("codes", CODES), ("samples", fails), ("codebooks", SIZES)]
     line.outbox.add(apart)
-    while line.outbox.pending:
-        line.outbox.send(time.monotonic(), in_part=True)
+    line.send_all(in_part=True)
     line.arrive()
     assert (arrived(peer), line.dropped) == (losses_of([batch]), {"samples:RuntimeError": 1})
     assert [message.step for message in peer.of("codes")] == [0, 1, 2]
@@ -400,18 +403,21 @@ def test_without_a_daemon_codes_are_counted_and_steps_are_kept(line: Line, peer:
     assert arrived(peer)[-3:] == losses_of([batch])
 
 
-def test_an_error_while_a_form_is_made_costs_the_batch_and_no_slot(line: Line, peer: Peer) -> None:
-    class Broken(Slot):
-        def place(self, data: Any) -> tuple[int, int]:
-            raise RuntimeError("on purpose")
+@pytest.mark.parametrize(("method", "apart"), [("place", False), ("tensors", True), ("tensors", False)])
+@pytest.mark.parametrize("in_part", [False, True])
+def test_an_error_while_a_batch_is_told_costs_that_batch_and_no_slot(
+    line: Line, peer: Peer, method: str, apart: bool, in_part: bool
+) -> None:
+    def fails(_self: Slot, _argument: Any) -> Any:
+        raise RuntimeError("on purpose")
 
     before = line.send(0)
     batch = line.alike.batch(3, 3, [0, 1, 2], False, 3)
     slot: Any = batch.slot
-    slot.__class__ = Broken
-    line.outbox.add(batch)
+    slot.__class__ = type("Broken", (Slot,), {method: fails})
+    line.outbox.add(batch.apart() if apart else batch)
     with pytest.raises(RuntimeError, match="on purpose"):
-        line.outbox.send(time.monotonic())
+        line.send_all(in_part)
     assert (slot.released, len(line.outbox.pending)) == (1, 0)
     after = [line.send(first) for first in (6, 9)]
     line.arrive()
