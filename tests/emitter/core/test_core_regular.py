@@ -403,22 +403,27 @@ def test_without_a_daemon_codes_are_counted_and_steps_are_kept(line: Line, peer:
     assert arrived(peer)[-3:] == losses_of([batch])
 
 
-@pytest.mark.parametrize(("method", "apart"), [("place", False), ("tensors", True), ("tensors", False)])
+@pytest.mark.parametrize(
+    ("owner", "method", "apart"),
+    [(Slot, "place", False), (Slot, "tensors", True), (Slot, "tensors", False), (Teller, "steps", True)],
+)
 @pytest.mark.parametrize("in_part", [False, True])
 def test_an_error_while_a_batch_is_told_costs_that_batch_and_no_slot(
-    line: Line, peer: Peer, method: str, apart: bool, in_part: bool
+    line: Line, peer: Peer, owner: type, method: str, apart: bool, in_part: bool
 ) -> None:
-    def fails(_self: Slot, _argument: Any) -> Any:
+    def fails(*_arguments: Any) -> Any:
         raise RuntimeError("on purpose")
 
     before = line.send(0)
     batch = line.alike.batch(3, 3, [0, 1, 2], False, 3)
     slot: Any = batch.slot
-    slot.__class__ = type("Broken", (Slot,), {method: fails})
+    broken: Any = slot if owner is Slot else line.outbox._teller
+    setattr(broken, method, fails)
     line.outbox.add(batch.apart() if apart else batch)
     with pytest.raises(RuntimeError, match="on purpose"):
         line.send_all(in_part)
     assert (slot.released, len(line.outbox.pending)) == (1, 0)
+    delattr(broken, method)
     after = [line.send(first) for first in (6, 9)]
     line.arrive()
     assert arrived(peer) == losses_of([before, *after])
