@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from . import schedule as kinds
+from .ahead import Ahead
 from .arrays import Refused
 from .backlog import Backlog
 from .capture import Capture
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vqwatch")
 _monotonic: Final = time.monotonic
-
-HOOKED_AHEAD: Final = 3
-"""How many steps before one that wants hooks they may be put on: to do so takes long, in the first call with time."""
 
 
 class Emitter:
@@ -81,7 +79,7 @@ class Emitter:
         self._capture = Capture(settings.staging_bytes)
         self._optimizer = optimizer
         self._staged = False
-        self._look_at = 0
+        self._ahead = Ahead(plan, self._collector)
         self._link = Link(
             settings.endpoint,
             self._origin.session,
@@ -210,9 +208,9 @@ class Emitter:
             ordinary, plan.beside(step, before), original, reconstructed, mask
         )
         busy = errands.run(ordinary, now, busy)
-        if step + 1 >= self._look_at:
-            self._expect(step, busy)
-        errands.rest(ordinary, now, min(plan.next_special, self._look_at - 1))
+        if step + 1 >= self._ahead.look_at:
+            self._expect(step, before, busy)
+        errands.rest(ordinary, now, min(plan.next_special, self._ahead.look_at - 1))
 
     def _take_beside(
         self, ordinary: Ordinary, due: frozenset[str], original: Any, reconstructed: Any, mask: Any
@@ -255,7 +253,7 @@ class Emitter:
         if not self._staged or errands.unheard(started):
             errands.listen(started)
             errands.send(started)
-        due = self._plan.due(step)
+        last, due = self._plan.last, self._plan.due(step)
         if self._ordinary is not None:
             if self._plan.is_due(kinds.CLUSTERS, step, before):  # too late for those that were kept
                 due |= {kinds.CLUSTERS}
@@ -270,7 +268,7 @@ class Emitter:
         if entry.slot is not None and self._ordinary is None:
             self._ordinary = self._begin_ordinary()
         errands.steps += 1
-        self._expect(step)
+        self._expect(step, last)
         self._staged = entry.slot is not None
         crowded = errands.crowded
         send = crowded or not self._staged
@@ -320,23 +318,16 @@ class Emitter:
         dropped = self.complaints.dropped
         return Ordinary(self._plan, staging, self._collector, self._outbox, groups, dropped, self._take_held)
 
-    def _expect(self, step: int, busy: bool = False) -> None:
-        """Tell the hooks what the step after this one will want.
-
-        To put them on or to take them off is left to calls that are not ``busy``, unless they are wanted now.
-        """
-        plan, collector = self._plan, self._collector
+    def _expect(self, step: int, before: int, busy: bool = False) -> None:
+        """Take in what the hooks took, and tell them what the step after this one will want."""
+        collector, errands = self._collector, self._errands
         if collector.tap_seconds:
             if collector.wants_energies:
-                plan.spent({kinds.ENERGIES: collector.tap_seconds})
-                self._errands.in_kinds += collector.tap_seconds
-            self._errands.own_seconds += collector.tap_seconds
+                self._plan.spent({kinds.ENERGIES: collector.tap_seconds})
+                errands.in_kinds += collector.tap_seconds
+            errands.own_seconds += collector.tap_seconds
             collector.tap_seconds = 0.0
-        energies, codebooks = (plan.next_after(kind, step) for kind in (kinds.ENERGIES, kinds.CODEBOOKS))
-        ahead = min(energies, codebooks) - HOOKED_AHEAD
-        soon = step >= ahead
-        collector.expect(energies == step + 1, codebooks == step + 1, soon, busy)
-        self._look_at = step + 1 if soon or busy else min(plan.next_special, ahead + 1)
+        self._ahead.look(step, before, busy)
 
     def _copy_held(self) -> None:
         """Begin the copies of ordinary steps that are kept, so that steps stay in order."""

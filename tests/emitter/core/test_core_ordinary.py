@@ -143,6 +143,28 @@ def test_hooks_that_are_on_stay_where_they_are_wanted_later_than_was_thought(att
     assert [message.step for message in peer.of("step") if message.residual_energy] == [0, 40]
 
 
+@pytest.mark.parametrize(
+    ("steps", "general", "had"),
+    [(range(0, 430, 10), [], [0, 20, 40]), (range(14), [4], [0, 8]), (range(0, 140, 10), [40], [0, 80])],
+)
+def test_energies_come_when_they_are_due_however_far_steps_are_apart(
+    attached: Attach, peer: Peer, steps: range, general: list[int], had: list[int]
+) -> None:
+    """Where some steps are kept, and the others told their learning rate, with which they go the general way."""
+    loop = Loop()
+    every = had[-1] - had[-2]
+    watch = attached(loop.model, every={"codes": 1, "energies": every, "codebooks": 0})
+    watch.step(0, **loop.step())
+    watch._ordinary = ordinary = Noting(watch)
+    for step in steps[1:]:
+        ordinary.keeper.most, ordinary._patience_seconds = 50, 60.0
+        told = loop.step()
+        watch.step(step, losses=told["losses"], codes=told["codes"], lr=0.5 if step in general else None)
+    settle(watch, peer)
+    assert ordinary.kept == [step for step in steps[1:] if step not in general]
+    assert [message.step for message in peer.of("step") if message.residual_energy][: len(had)] == had
+
+
 def test_a_cadence_that_gets_shorter_counts_at_once(
     attached: Attach, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +172,7 @@ def test_a_cadence_that_gets_shorter_counts_at_once(
     watch.step(0, losses={"total": torch.tensor(0.0)})
     watch._ordinary = ordinary = Noting(watch)
     ordinary.keeper.most, ordinary._patience_seconds = 20, 60.0
-    watch._look_at, watch._plan.next_special = 1 << 40, 5  # as a review leaves them: hooks are looked after later
+    watch._ahead.look_at, watch._plan.next_special = 1 << 40, 5  # as a review leaves them: hooks are looked after later
     taken: list[int] = []
     monkeypatch.setattr(watch, "_take_beside", lambda *_: taken.append(ordinary.keeper.last))
     for step in range(1, 9):
