@@ -29,6 +29,13 @@ ACCOUNT_STEPS: Final = 24
 MANY_PENDING: Final = 6
 """Where so many wait to be sent, one call does all that is due."""
 
+FREED: Final = 5
+"""Steps that were copied, and are freed by a call that does little else; it takes so long that it is spread over calls.
+"""
+
+FREED_BESIDE_SENDING: Final = 1
+"""Steps that are freed by one that sends arrays. The next look frees the rest."""
+
 FEWEST_IN_PART: Final = 6
 """Where fewer steps are copied together, because their codes are large, there are no calls to copy them in parts."""
 
@@ -87,8 +94,9 @@ class Errands:
             ordinary.copy(in_part=not much and ordinary.keeper.most >= FEWEST_IN_PART)
             if not much:
                 return True
-        ordinary.let_go()
-        if pending and not ordinary.capturing() and self.send(now, in_part=not crowded) and not much:
+        sent = self.send(now, in_part=not crowded) if pending and not ordinary.capturing() else None
+        ordinary.let_go(FREED_BESIDE_SENDING if sent else FREED)
+        if sent is not None and not much:
             return True
         if unheard >= LISTEN_SECONDS:
             self.listen(now)
@@ -112,13 +120,12 @@ class Errands:
         listen = self._listened + (CATCH_UP_SECONDS if self._link.behind else LISTEN_SECONDS)
         self.calm_until = min(listen, ordinary.due_at(now))
 
-    def send(self, now: float, in_part: bool = False) -> bool:
-        """Send what has arrived; return whether anything was done."""
+    def send(self, now: float, in_part: bool = False) -> float | None:
+        """Send what has arrived; return the seconds that arrays took, 0 for what goes before, None for nothing."""
         seconds = self._outbox.send(now, in_part)
-        if seconds is None:
-            return False
-        self.in_kinds += seconds
-        return True
+        if seconds is not None:
+            self.in_kinds += seconds
+        return seconds
 
     def listen(self, now: float) -> None:
         """Take in what the daemon answered."""

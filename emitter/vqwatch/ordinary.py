@@ -39,9 +39,6 @@ TOGETHER_BYTES: Final = 8 << 20
 LAID_OUT_KINDS: Final = 2
 """Kinds of arrays that are laid out when they are met; of more, as where lengths differ, most never come again."""
 
-FREED_TOGETHER: Final = 2
-"""Steps that are freed by a call that does not copy."""
-
 _LEGACY_STREAM: Final = 0
 """The handle of the stream that a training uses where it chooses none. On it nothing can be captured."""
 
@@ -264,7 +261,7 @@ class Ordinary:
         keeper.since = started  # a step or two may be left
         self._plan.last = held[-1].step
         sources = found[1]
-        versions = [source._version for source in sources]
+        versions = looked.routine.versions_of(held, looked.parts)
         return Begun(looked, held, sources, versions, looked.seconds + time.monotonic() - started)
 
     def _copied_numbers(self, looked: Looked, numbers: list[torch.Tensor]) -> bool:
@@ -410,12 +407,9 @@ class Ordinary:
         extras.append(Extra(owner, entry.items, entry.sources, looks))
         return entry.outgoing
 
-    def let_go(self) -> None:
-        """Free some of the steps that were copied, which takes so long that it is spread over calls.
-
-        The next look frees the rest: it is the shortest of the calls that copy.
-        """
-        del self._copied[-FREED_TOGETHER:]
+    def let_go(self, most: int) -> None:
+        """Free so many of the steps that were copied; the next look frees those that are left."""
+        del self._copied[-most:]
 
     def give_up(self) -> None:
         """Let go of the slot of steps that are half copied: nothing more will be done for them."""

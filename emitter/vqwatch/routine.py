@@ -127,6 +127,12 @@ class Routine:
             return numbers, given
         return numbers, [tensor for part in parts for tensor in given[part * each : part * each + used]]
 
+    def versions_of(self, steps: Sequence[Held], parts: Sequence[int]) -> list[int]:
+        """Return the versions of the arrays that :meth:`tensors_of` gives, as they were when they were given."""
+        start = self.numbers
+        end = start if self.arrays is None else start + len(self.arrays.dtypes)
+        return [version for part in parts for version in steps[part].versions[start:end]]
+
     def _fit(self, steps: Sequence[Held], numbers: Sequence[torch.Tensor], arrays: Sequence[torch.Tensor]) -> bool:
         """Return whether :meth:`fits` holds for each of some steps, whatever norms of layers they have beside.
 

@@ -112,11 +112,16 @@ class Slot:
         """
         layout = self._layouts.get((arrays, count)) or self.lay_out(arrays, count)
         copies = self._begin(layout, extras)
+        seldom: _Copies = {}
         for number in numbers:
             several = number.numel()
             view = self.scalar_views[at] if number.dim() == 0 and at < MOST_SCALARS else self._vector(at, several)
-            _add(copies, (number.dtype, torch.float32), [view], [number])
+            into, of = seldom.setdefault((number.dtype, torch.float32), ([], []))
+            into.append(view)
+            of.append(number)
             at += several
+        for dtypes, (into, of) in seldom.items():
+            _add(copies, dtypes, into, of)
         if copies:
             _run(copies)
 

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqwatch.errands import ACCOUNT_STEPS, LISTEN_SECONDS, MANY_PENDING, MOST_UNHEARD_CALLS, Errands
+from vqwatch.errands import (
+    ACCOUNT_STEPS,
+    FREED,
+    FREED_BESIDE_SENDING,
+    LISTEN_SECONDS,
+    MANY_PENDING,
+    MOST_UNHEARD_CALLS,
+    Errands,
+)
 from vqwatch.ordinary import Ordinary
 
 NEVER = 1 << 62
@@ -22,6 +30,7 @@ class Steps(Ordinary):
     def __init__(self, most: int, patience: float) -> None:
         self.done: list[str] = []
         self.copied: list[int] = []
+        self.freed: list[int] = []
         self.gradient_parts = 0
         self.keeper: Any = SimpleNamespace(held=[], last=-1, most=most, reused=False, since=0.0)
         self._patience_seconds = patience
@@ -35,8 +44,8 @@ class Steps(Ordinary):
     def capturing(self) -> bool:
         return False
 
-    def let_go(self) -> None:
-        pass
+    def let_go(self, most: int) -> None:
+        self.freed.append(most)
 
     def take_gradients(self) -> None:
         self.done.append("gradients")
@@ -65,7 +74,7 @@ class Training:
         self.now = 100.0
         self.steps = Steps(most, patience)
         self.pending: deque[int] = deque()
-        self.arrived = True
+        self.arrived, self.seconds = True, 0.0
         self.behind = self.asked_for_more = False
         outbox: Any = self
         self.errands = Errands(outbox, outbox, outbox)
@@ -80,7 +89,7 @@ class Training:
         self.pending.popleft()
         if not in_part:
             self.pending.clear()
-        return 0.0
+        return self.seconds
 
     def turn(self, _now: float) -> None:
         self.steps.done.append("listen")
@@ -173,6 +182,25 @@ def test_where_much_waits_one_call_does_all() -> None:
     training.pending.extend(range(MANY_PENDING))
     assert training.keep(0.001)[1] == ["copy", "send"]
     assert training.pending == deque([training.step]), "what was copied just now has not arrived"
+
+
+def test_calls_that_do_little_else_free_what_was_copied() -> None:
+    training = Training(most=1)
+    training.steps.keeper.most = 2
+    freed = []
+    for training.seconds in (0.0, 0.01, 0.01):
+        training.pending.append(0)
+        training.keep(0.001)
+        freed.append([*training.steps.freed])
+        training.steps.freed.clear()
+    assert freed == [[FREED], [], [FREED_BESIDE_SENDING]], "a part made, copied, sent"
+    training.pending.clear()
+    training.steps.keeper.most = 15
+    assert training.keep(LISTEN_SECONDS, busy=True)[1] == []
+    assert training.steps.freed == []
+    training.steps._patience_seconds = 100.0
+    assert training.keep(0.001)[1] == ["listen", "account", "pace"]
+    assert training.steps.freed == [FREED]
 
 
 def test_a_busy_call_leaves_the_rest_to_the_next_once() -> None:
