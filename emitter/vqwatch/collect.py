@@ -75,7 +75,11 @@ class Collector:
             self.tapped.append((layer, indices))
 
     def residual(self, layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
-        """Take the energy before the first layer and after each, as norms that stay on their device."""
+        """Take the energy before the first layer and after each, as norms that stay on their device.
+
+        Of several forward passes in one step the first one counts: what a layer leaves over is compared with what
+        entered in the same pass.
+        """
         started = time.perf_counter()
         try:
             self._residual(layer, before, after)
@@ -90,12 +94,12 @@ class Collector:
             count = math.prod(before.shape[:-1])
             if count == 0:
                 return
-            if self.wants_energies:
+            if self.wants_energies and layer not in self.norms:
                 norm = torch.linalg.vector_norm
                 if "" not in self.norms:
                     self.norms[""] = (norm(before, dtype=torch.float32), count)
                 self.norms[layer] = (norm(after, dtype=torch.float32), count)
-            if self.wants_latents and before.shape[-1] > 1:
+            if self.wants_latents and layer not in self._latents and before.shape[-1] > 1:
                 vectors = before.detach().reshape(-1, before.shape[-1])
                 self._latents[layer] = vectors[:: max(1, -(-count // LATENT_ROWS))].clone()
 
@@ -114,6 +118,7 @@ class Collector:
         self.wants_latents = latents and self._leads
         self.wants_residuals = energies or self.wants_latents
         if self.wants_residuals:
+            self._latents = {}  # nobody came for them
             self._soon = False
             self._listen()
         elif not later:

@@ -133,6 +133,24 @@ def test_energies_are_the_mean_squared_norms_of_what_is_left(attached: Attach, p
     assert set(step.residual_energy) == {"0", "1"}
 
 
+def test_energies_and_latents_of_an_accumulation_are_all_of_its_first_pass(attached: Attach, peer: Peer) -> None:
+    loop = Loop()
+    watch = attached(loop.model, every=EVERYTHING)
+    entered: list[torch.Tensor] = []
+    for layer in loop.model.layers:
+        layer.register_forward_pre_hook(lambda _module, args: entered.append(args[0].detach().clone()))
+    for scale in (1.0, 10.0, 0.1):
+        loop.model(scale * torch.randn(3, 5, 8))
+    watch.step(0, **loop.step())
+    settle(watch, peer)
+    (step,) = peer.of("step")
+    energies = [values.square().sum(-1).mean().item() for values in entered[:2]]
+    assert [step.input_energy, step.residual_energy["0"]] == pytest.approx(energies, rel=1e-5)
+    (books,) = peer.of("codebooks")
+    latents = array(books.tensors["0", "latents"])
+    assert np.array_equal(latents, entered[0].reshape(-1, latents.shape[-1]).numpy())
+
+
 def test_gradient_norms_are_those_of_the_modules_and_of_all(attached: Attach, peer: Peer) -> None:
     loop = Loop()
     watch = attached(loop.model, loop.optimizer, every=EVERYTHING)

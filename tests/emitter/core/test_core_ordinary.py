@@ -129,6 +129,32 @@ def test_hooks_are_put_on_and_taken_off_by_calls_that_have_time(
     assert [message.step for message in peer.of("step") if message.residual_energy] == [0, 20, 40]
 
 
+def test_latents_that_no_codebooks_came_for_are_not_told_with_later_ones(
+    attached: Attach, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop()
+    watch = attached(loop.model, every={"codes": 1, "energies": 0, "codebooks": 20})
+    entered: list[torch.Tensor] = []
+    loop.model.layers[0].register_forward_pre_hook(lambda _module, args: entered.append(args[0].detach().clone()))
+    watch.step(0, **loop.step())
+    watch._ordinary = ordinary = Noting(watch)
+    ordinary.keeper.most, ordinary._patience_seconds = 50, 60.0
+    taken: dict[int, torch.Tensor] = {}
+
+    def take(_ordinary: Ordinary, due: frozenset[str], *_arrays: Any) -> bool:
+        if "codebooks" in due:
+            taken[ordinary.keeper.last] = watch._collector._latents["0"].clone()
+        return False
+
+    monkeypatch.setattr(watch, "_take_beside", take)
+    for step in (10, 15, 25):  # at 10, 20 was thought to be next
+        told = loop.step()
+        watch.step(step, losses=told["losses"], codes=told["codes"])
+    assert [*taken] == [25]
+    assert torch.equal(taken[25], entered[-1].reshape(-1, 8))
+    settle(watch, peer)
+
+
 def test_hooks_that_are_on_stay_where_they_are_wanted_later_than_was_thought(attached: Attach, peer: Peer) -> None:
     loop = Loop()
     watch = attached(loop.model, every={"codes": 1, "energies": 20, "codebooks": 0})
