@@ -35,7 +35,7 @@ codebook_monitor = CodebookMonitor(num_embeddings=256, num_layers=8)
 ema_monitor = EMAMonitor(rqvae.quantizer.layers)
 recon_monitor = ReconstructionMonitor()
 
-for step, (features, mask) in enumerate(islice(documents.batches(corpus, 16, 64, 0), 40)):
+for step, (features, mask) in enumerate(islice(documents.batches(corpus, 16, 64, 0), 60)):
     recon, codes, losses = rqvae(features, mask)
     optimizer.zero_grad()
     losses["total"].backward()
@@ -64,10 +64,10 @@ def test_the_proposals_loop_is_watched_unchanged(daemon: Daemon, with_losses: bo
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    # Gradients are due at 0, where one may not be connected yet, and at 30.
-    daemon.wait_for_step("moved", 39)
+    # A sample is due at 0, where one may not be connected yet, and at 50.
+    daemon.wait_for_step("moved", 59)
     assigned = partial(daemon.value, "vqwatch_codebook_assignments_total", run="moved", layer="0")
-    wait_for(lambda: (assigned() or 0) > 39 * 16 * 20)
+    wait_for(lambda: (assigned() or 0) > 59 * 16 * 20)
     assert daemon.value("vqwatch_codebook_tokens_per_step", run="moved", layer="7")
     assert daemon.value("vqwatch_reconstruction_snr_db", run="moved") is not None
     assert daemon.value("vqwatch_ema_cluster_size_mean", run="moved", layer="3") is not None

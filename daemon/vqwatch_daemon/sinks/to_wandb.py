@@ -82,9 +82,13 @@ class WandB:
             rows.flush(HELD_SECONDS)
 
     def close(self) -> None:
-        """Hand over every row and finish the runs."""
+        """Hand over every row, finish the runs, and wait until wandb's process has written them and is gone.
+
+        It writes the last rows after ``finish()`` has returned, and who closes a sink ends whatever that started.
+        """
         for rows in self._runs.values():
             rows.close()
+        wandb.teardown()
 
 
 class _Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.daemon.sinks.conftest import START, Deliver, fired, usage, values
-from tests.servers import wait_for
 
 from vqwatch_daemon.sinks.records import End
 
@@ -119,15 +119,10 @@ def wandb_records(path: Path) -> Iterator[bytes]:
             parts = b""
 
 
-def wandb_histories(directory: Path, count: int) -> list[list[dict[str, Any]]]:
-    """Return the rows of each offline run below a directory, in order, when wandb's process has written so many."""
-
-    def histories() -> list[list[dict[str, Any]]]:
-        paths = sorted(directory.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_ctime_ns)
-        return [rows_of(path) for path in paths]
-
-    wait_for(lambda: sum(map(len, histories())) >= count, 20.0, f"{count} rows from wandb's process")
-    return histories()
+def wandb_histories(directory: Path) -> list[list[dict[str, Any]]]:
+    """Return the rows of each offline run below a directory, in order."""
+    paths = sorted(directory.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_ctime_ns)
+    return [rows_of(path) for path in paths]
 
 
 def rows_of(directory: Path) -> list[dict[str, Any]]:
@@ -155,7 +150,7 @@ def test_wandb_reads_rows_under_the_proposals_keys_with_heatmaps(
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     counts = deliver("wandb", "project", [values(1), usage(1), values(2), fired(2)])
     assert (counts.written, counts.failures) == (4, 0)
-    ((first, second),) = wandb_histories(tmp_path, 2)
+    ((first, second),) = wandb_histories(tmp_path)
     assert {key: first[key] for key in EXPECTED} == pytest.approx(EXPECTED)
     assert (first["_step"], second["_step"]) == (1, 2)
     assert (second["recon/snr_db"], second["alerts/gradient_spike"]) == (16.5, 1)
@@ -165,13 +160,34 @@ def test_wandb_reads_rows_under_the_proposals_keys_with_heatmaps(
     assert first["codebook/layer_0_usage"]["values"] == [3, 0, 1, 4]
 
 
+def test_a_wandb_sink_is_closed_once_the_process_that_writes_for_it_is_gone(tmp_path: Path) -> None:
+    """It is killed then, and may still have everything to write when a run is finished."""
+    script = (
+        "import os\n"
+        "from tests.daemon.sinks.conftest import values\n"
+        "from vqwatch_daemon.sinks import outlet, to_wandb\n"
+        "sink = to_wandb.open_sink('project')\n"
+        "sink.write(values(1))\n"
+        "assert outlet._descendants(os.getpid()) != []\n"
+        "sink.close()\n"
+        "print(outlet._descendants(os.getpid()))\n"
+    )
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path),
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
+    ((row,),) = wandb_histories(tmp_path)
+    assert row["_step"] == 1
+
+
 def test_training_that_went_back_begins_another_wandb_run(
     deliver: Deliver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     deliver("wandb", "project", [values(200), values(190), values(100), values(101)])
-    histories = wandb_histories(tmp_path, 4)
+    histories = wandb_histories(tmp_path)
     assert [[row["_step"] for row in rows] for rows in histories] == [[190, 200], [100, 101]]
 
 
@@ -190,4 +206,4 @@ def test_a_run_that_ended_is_finished_in_wandb_and_mlflow_and_another_begins(
     experiment = client.get_experiment_by_name("vqwatch")
     assert experiment is not None
     assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FINISHED", "FINISHED"]
-    assert sorted(row["_step"] for rows in wandb_histories(tmp_path, 2) for row in rows) == [1, 2]
+    assert sorted(row["_step"] for rows in wandb_histories(tmp_path) for row in rows) == [1, 2]
