@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from vqwatch.emitter import Emitter
 
 ARRAYS: Final = ("codes", "original", "reconstructed", "mask")
 """Parts of a step's output that :meth:`vqwatch.Emitter.step` takes under the same name."""
+
+_turns: WeakKeyDictionary[Emitter, int] = WeakKeyDictionary()
+"""In which turn of so many steps each emitter was when it was asked about stopping."""
 
 
 def named(output: Any) -> dict[str, Any]:
@@ -48,14 +52,16 @@ def stop_together(watch: Emitter, step: int, every: int = 20) -> bool:
     """Return whether training is to end at this step, the same on every rank; call it after each ``watch.step``.
 
     Ranks learn of a stop at steps of their own, and one that left alone would keep the others waiting for it. So with
-    several ranks they ask each other, at every ``every``-th step: one reduction of one number.
+    several ranks they ask each other, once in ``every`` steps, whichever of them come: one reduction of one number.
     """
     torch = sys.modules.get("torch")
     distributed = getattr(torch, "distributed", None)
     alone = distributed is None or not distributed.is_available() or not distributed.is_initialized()
     if torch is None or distributed is None or alone or distributed.get_world_size() == 1:
         return watch.stop_requested
-    if step % every:
+    turn = step // every
+    before, _turns[watch] = _turns.get(watch), turn
+    if turn == before:
         return False
     on_gpu = distributed.get_backend() == "nccl"
     flag = torch.tensor(float(watch.stop_requested), device="cuda" if on_gpu else "cpu")

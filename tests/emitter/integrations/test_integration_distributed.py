@@ -70,4 +70,4 @@ def test_all_ranks_stop_at_the_same_step(receiver: Receiver, tmp_path: Path) -> 
     ends = launch(receiver, tmp_path, 2, "stop")
     assert len({end["steps"] for end in ends}) == 1
     assert ends[0]["steps"] < 5000
-    assert ends[0]["steps"] % 10 == 0
+    assert ends[0]["steps"] % 5 == 1, "the first of ten numbers, of which only the odd ones come"

@@ -42,6 +42,28 @@ class Module(lightning.LightningModule):  # type: ignore[name-defined, misc]
         return torch.optim.SGD(self.parameters(), lr=0.125)
 
 
+class Adversarial(Module):
+    """Two optimizers that each take a step in every batch: Lightning counts two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.critic = torch.nn.Linear(6, 1)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> dict[str, torch.Tensor]:
+        output = self.model(batch)
+        self.codes.append(output.pop("codes"))
+        losses = output["loss"], self.critic(output["reconstructed"].detach()).mean()
+        for optimizer, loss in zip(self.optimizers(), losses, strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        return {**output, "critic": losses[1]}
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:  # type: ignore[override]
+        return [torch.optim.SGD(part.parameters(), lr=0.125) for part in (self.model, self.critic)]
+
+
 class Acquainted(VqwatchCallback):
     """Waits until the receiver is there, so that nothing of the first step is left out."""
 
@@ -54,7 +76,8 @@ class Acquainted(VqwatchCallback):
 def fit(module: Module, receiver: Receiver, **options: Any) -> Any:
     defaults = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False}
-    callback = Acquainted(run="lit", endpoint=receiver.endpoint, budget=float("inf"), every={"codebooks": 1})
+    every = {"codebooks": 1, "energies": 4}
+    callback = Acquainted(run="lit", endpoint=receiver.endpoint, budget=float("inf"), every=every)
     trainer = lightning.Trainer(**{**defaults, **quiet, **options}, callbacks=[callback])
     loader = DataLoader(features(12), batch_size=2)
     trainer.fit(module, loader, DataLoader(features(4), batch_size=2))
@@ -84,6 +107,19 @@ def test_the_batches_of_an_accumulation_are_one_step(receiver: Receiver) -> None
     assert [step.step for step in steps] == [1, 2]
     assert [step.losses["total"] for step in steps] == pytest.approx(module.totals[2::3])
     assert [len(receiver.codes(step)["0"]) for step in (1, 2)] == [3, 3]
+
+
+def test_two_optimizers_make_a_step_of_two_and_everything_comes_as_often(receiver: Receiver) -> None:
+    module = Adversarial()
+    fit(module, receiver)
+    steps = receiver.of("step")
+    assert [step.step for step in steps] == [2, 4, 6, 8, 10, 12]
+    assert set(steps[0].losses) >= {"total", "critic"}
+    energies = [step.step for step in steps if step.residual_energy]
+    assert energies == [2, 6, 8, 12], "at the first, how far the next is is not known: 6 makes up for 4"
+    for number, codes in zip([step.step for step in steps], module.codes, strict=True):
+        arrived = receiver.codes(number)
+        np.testing.assert_array_equal(np.stack([arrived["0"][0], arrived["1"][0]], -1), codes.numpy())
 
 
 def test_validation_is_a_pass_of_its_own_and_the_trial_pass_is_none(receiver: Receiver) -> None:
