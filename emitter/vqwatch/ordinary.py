@@ -208,13 +208,13 @@ class Ordinary:
             held, late = held[:MAX_STEPS], True
         last = held[-1]
         due = self._plan.codes_due_at([one.step for one in held])
-        routine = self._routines.latest(last.codes is not None or len(last.tapped) > 0)
-        if routine is None or not routine.has_shapes(last):  # where lengths differ, the others need not be looked at
+        parts = [index for index in due if held[index].codes is not None or held[index].tapped]
+        routine = self._routines.latest(len(parts) > 0)
+        if routine is None:
             return None
-        arrays = routine.arrays
-        if arrays is None and [index for index in due if held[index].codes is not None or held[index].tapped]:
-            return None
-        parts = [] if arrays is None else due
+        arrays = routine.arrays if parts else None
+        if parts and (arrays is None or not routine.has_shapes(held[parts[-1]])):
+            return None  # where lengths differ, no other need be looked at
         special = [index for index, one in enumerate(held) if one.norms or one.gradients is not None]
         seldom = [number for index in special for number in held[index].seldom]
         if False in [number.is_cuda for number in seldom]:
@@ -234,7 +234,7 @@ class Ordinary:
             return None
         try:
             with self._staging.on(self._stream):
-                slot.copy_extras(arrays if parts else None, len(parts), extras, seldom, numbers)
+                slot.copy_extras(arrays, len(parts), extras, seldom, numbers)
         except Exception:  # such as memory of a CUDA graph that torch has taken back
             return None
         slot.users = 1

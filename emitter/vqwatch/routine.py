@@ -113,19 +113,19 @@ class Routine:
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
         """Return the tensors of some steps: the numbers of all, and the arrays of those at the places ``parts``.
 
-        None where the steps are not all taken this way.
+        None where the steps are not all taken this way, whatever arrays the others have.
         """
-        arrays = self.arrays
+        with_arrays = [steps[part] for part in parts]
         numbers = [tensor for one in steps for tensor in one.tensors[: one.numbers]]
-        given = [] if arrays is None else [tensor for one in steps for tensor in one.tensors[one.numbers :]]
-        if not self._fit(steps, numbers, given):
+        given = [tensor for one in with_arrays for tensor in one.tensors[one.numbers :]]
+        if not (self._fit(steps, numbers) and self._fit_arrays(with_arrays, given)):
             return None
-        if arrays is None:
+        if self.arrays is None or not parts:
             return numbers, []
-        each, used = len(given) // len(steps), len(arrays.dtypes)
-        if used == each and len(parts) == len(steps):
+        each, used = len(self._dtypes), len(self.arrays.dtypes)
+        if used == each:
             return numbers, given
-        return numbers, [tensor for part in parts for tensor in given[part * each : part * each + used]]
+        return numbers, [tensor for at in range(0, len(given), each) for tensor in given[at : at + used]]
 
     def versions_of(self, steps: Sequence[Held], parts: Sequence[int]) -> list[int]:
         """Return the versions of the arrays that :meth:`tensors_of` gives, as they were when they were given."""
@@ -133,18 +133,14 @@ class Routine:
         end = start if self.arrays is None else start + len(self.arrays.dtypes)
         return [version for part in parts for version in steps[part].versions[start:end]]
 
-    def _fit(self, steps: Sequence[Held], numbers: Sequence[torch.Tensor], arrays: Sequence[torch.Tensor]) -> bool:
-        """Return whether :meth:`fits` holds for each of some steps, whatever norms of layers they have beside.
+    def _fit(self, steps: Sequence[Held], numbers: Sequence[torch.Tensor]) -> bool:
+        """Return whether :meth:`fits` holds for the numbers of each of some steps, whatever layers' norms are beside.
 
-        It takes a fraction of asking each. ``numbers`` and ``arrays`` are theirs, one step's after the other's.
+        It takes a fraction of asking each. ``numbers`` are theirs, one step's after the other's.
         """
-        codes, count = self._layers is None, self.numbers
+        count = self.numbers
         for one in steps:
             if one.names != self._names or (one.norm is not None) != self.normed or one.numbers != count:
-                return False
-            if self.arrays is not None and ((one.codes is not None) != codes or (one.mask is not None) != self._masked):
-                return False
-            if one.tapped and [layer for layer, _ in one.tapped] != self._layers:
                 return False
         if self.floats and [type(value) for one in steps for value in one.values] != self._types * len(steps):
             return False
@@ -152,7 +148,6 @@ class Routine:
             {type(rate) for one in steps for rate in one.rates} <= {float}
             and len({len(one.rates) for one in steps}) == 1
             and self._fit_numbers(numbers, len(steps))
-            and (self.arrays is None or self._fit_arrays(arrays, len(steps)))
         )
 
     def _fit_numbers(self, numbers: Sequence[torch.Tensor], times: int) -> bool:
@@ -162,7 +157,14 @@ class Routine:
             return {number.dtype for number in numbers} == {self.dtype}
         return [number.dtype for number in numbers] == self._number_dtypes * times
 
-    def _fit_arrays(self, arrays: Sequence[torch.Tensor], times: int) -> bool:
+    def _fit_arrays(self, steps: Sequence[Held], arrays: Sequence[torch.Tensor]) -> bool:
+        """Return whether :meth:`fits` holds for the arrays of each of some steps, one step's after the other's."""
+        codes, times = self._layers is None, len(steps)
+        for one in steps:
+            if (one.codes is not None) != codes or (one.mask is not None) != self._masked:
+                return False
+            if one.tapped and [layer for layer, _ in one.tapped] != self._layers:
+                return False
         return (
             [array.dtype for array in arrays] == self._dtypes * times
             and [array.shape for array in arrays] == self._shapes * times
@@ -170,8 +172,8 @@ class Routine:
         )
 
     def has_shapes(self, held: Held) -> bool:
-        """Return whether the arrays of a step are of these shapes, where there are any."""
-        return self.arrays is None or [array.shape for array in held.arrays] == self._shapes
+        """Return whether the arrays of a step are of these shapes."""
+        return [array.shape for array in held.arrays] == self._shapes
 
     def fits(self, held: Held, numbers: Sequence[torch.Tensor]) -> bool:
         """Return whether a step is taken this way: it looks as that one did, and all of it is on the device."""
@@ -236,8 +238,8 @@ class Routines:
         return len(self._arrays)
 
     def latest(self, with_codes: bool) -> Routine | None:
-        """Return how the last step was taken, of those with codes if there was one; None before the first."""
-        return self._latest[with_codes] or self._latest[False]
+        """Return how the last step was taken, of those with codes or of those without; None before the first."""
+        return self._latest[with_codes]
 
     def of(self, held: Held, with_codes: bool) -> Routine | None:
         """Return how a step is taken: as the last one was, or one before; None where nothing like it was met."""

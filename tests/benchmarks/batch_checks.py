@@ -39,8 +39,11 @@ def delivers_codes_now_and_then(peer: Peer) -> str:
     training = Training(SIZES["launch-bound"], CUDA)
     watch = vqwatch.attach(None, training.optimizer, endpoint=peer.endpoint, run="gpu", budget=float("inf"))
     peer.take(1000)
-    wanted = []
+    wanted, apart = [], []
     for step in range(120):
+        if step == 90:
+            ordinary = watch._ordinary
+            ordinary._copy_separately = _noting(ordinary._copy_separately, apart)
         out = training.step()
         wanted.append(
             [out["codes"].clone(), out["mask"].clone(), out["losses"]["vq"].clone(), out["grad_norm"].clone()]
@@ -51,8 +54,19 @@ def delivers_codes_now_and_then(peer: Peer) -> str:
     peer.take(200)
     counts = _compare(peer, wanted)
     assert counts == (80, 120), (counts, watch.dropped)
+    assert apart == [], "steps are copied together, whichever of them have codes"
     watch.close(0.0)
     return f"codes, steps: {counts}"
+
+
+def _noting(call: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    """Return the same, which notes what it was called with."""
+
+    def noted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return call(*arguments)
+
+    return noted
 
 
 def tells_one_more_learning_rate(peer: Peer) -> str:
@@ -188,6 +202,20 @@ def delivers_steps_of_any_length(peer: Peer) -> str:
     watch, wanted = _ordinary(peer, by_hook=False, first=cut)
     counts = _compare(peer, wanted)
     assert counts == (120, 120), (counts, watch.dropped)
+    watch.close(0.0)
+    return f"codes, steps: {counts}"
+
+
+def refuses_codes_that_are_none(peer: Peer) -> str:
+    """Codes that are no integers at one step in fifteen, of the same shape as the others: these only are left out."""
+
+    def blur(_watch: Any, step: int, out: dict[str, Any]) -> None:
+        if step >= 60 and step % 15 == 4:
+            out["codes"] = out["codes"].float()
+
+    watch, wanted = _ordinary(peer, by_hook=False, first=blur)
+    counts = _compare(peer, wanted)
+    assert (counts, watch.dropped) == ((116, 120), {"codes:dtype": 4}), (counts, watch.dropped)
     watch.close(0.0)
     return f"codes, steps: {counts}"
 
