@@ -30,8 +30,7 @@ MANY_PENDING: Final = 6
 """Where so many wait to be sent, one call does all that is due."""
 
 FREED: Final = 5
-"""Steps that were copied, and are freed by a call that does little else; it takes so long that it is spread over calls.
-"""
+"""Steps that were copied, and are freed by a call that does little else: to free all of them at once takes long."""
 
 FREED_BESIDE_SENDING: Final = 1
 """Steps that are freed by one that sends arrays. The next look frees the rest."""
