@@ -444,7 +444,11 @@ class Emitter:
 
     @guarded
     def _settle(self) -> None:
+        errands, started = self._errands, time.monotonic()
         self._copy_held()
+        now = time.monotonic()
+        errands.own_seconds += now - started
+        errands.account(now, self._ordinary)
 
     def __enter__(self) -> Emitter:
         return self

@@ -144,10 +144,10 @@ class Errands:
             self._plan.observe(self.own_seconds / steps, self.in_kinds / steps, seconds, steps)
             if ordinary is not None:
                 ordinary.pace()
+        self.skip(now)
+
+    def skip(self, now: float) -> None:
+        """Let nothing before now be told to the schedule any more."""
         self._accounted = now
         self.own_seconds = self.in_kinds = 0.0
         self.steps = 0
-
-    def skip(self) -> None:
-        """Let the time since the schedule was last told be no time between steps."""
-        self._accounted = 0.0

@@ -51,7 +51,7 @@ class Pause:
         if self._emitter is not None:
             self._emitter._paused -= 1
             if self._emitter._on:
-                self._emitter._errands.skip()
+                self._emitter._errands.skip(time.monotonic())
             self._emitter = None
 
     def __enter__(self) -> Pause:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -204,6 +205,30 @@ def delivers_steps_of_any_length(peer: Peer) -> str:
     assert counts == (120, 120), (counts, watch.dropped)
     watch.close(0.0)
     return f"codes, steps: {counts}"
+
+
+def keeps_its_pace_around_pauses(peer: Peer) -> str:
+    """A training that pauses every few steps, for twice as long as they take: its pace is that of its steps."""
+    peer.messages.clear()
+    training = Training(SIZES["launch-bound"], CUDA)
+    watch = watched(peer, training, every={"codebooks": 0, "reconstruction": 0})
+    took = []
+    for block in range(16):
+        started = time.monotonic()
+        for step in range(5 * block, 5 * block + 5):
+            watch.step(step, **training.step())
+            peer.take()
+        took.append((time.monotonic() - started) / 5)
+        with watch.pause():
+            time.sleep(10 * took[-1])
+    paces, most = (watch._plan.step_seconds, max(took[2:])), watch._ordinary.keeper.most
+    assert 0.0 < paces[0] <= paces[1], paces
+    assert most == MOST_TOGETHER, most
+    watch.flush(0.2)
+    peer.take(200)
+    assert {message.step for message in peer.of(Step)} == set(range(80)), watch.dropped
+    watch.close(0.0)
+    return f"{most} steps together"
 
 
 def refuses_codes_that_are_none(peer: Peer) -> str:

@@ -7,9 +7,10 @@ synchronisation, so that work left to the device counts. The overhead is the med
 mean of the two bare blocks of the same round, with the interval that holds it in 95 of 100 resamplings.
 
 All variants play ``--rounds``. Then the training that vqwatch watches goes on alone for ``--seconds``, in some blocks
-bare, without hooks and the emitter paused: trainings made alike differ by up to a percent, as their memory falls, and
-one alone resolves tenths of it. A stand-in for the daemon runs as a process of its own and acknowledges. Python's
-garbage collector leaves alone what was there before, in every variant, as its full passes would be most of the noise.
+bare, without hooks and the emitter paused, as it is between its blocks: trainings made alike differ by up to a percent,
+as their memory falls, and one alone resolves tenths of it. The rivals are closed by then, as their threads would be in
+the way. A stand-in for the daemon runs as a process of its own and acknowledges. Python's garbage collector leaves
+alone what was there before, in every variant, as its full passes would be most of the noise.
 
 Needs a CUDA device for the two sizes that the goals are stated for; without one it runs a small model on the CPU and
 says so. TensorBoard and wandb are left out where they are not installed.
@@ -59,43 +60,42 @@ class Row:
 
 
 class Variant:
-    """A training, and what watches it."""
+    """A training, and what watches it; between its blocks a ``switch`` holds that still."""
 
-    def __init__(self, name: str, training: Training, watch: Watch | None) -> None:
+    def __init__(
+        self, name: str, training: Training, watch: Watch | None, switch: Callable[[bool], None] = lambda _on: None
+    ) -> None:
         self.row = Row(name)
         self.training = training
         self._watch = watch
+        self._switch = switch
         self._steps = 0
 
-    def block(self, steps: int) -> float:
-        """Train some steps, watched; return how many milliseconds each took until the device was done."""
-        return self._train(steps, self._watch, self.row.calls)
+    def block(self, steps: int, calls: list[float] | None = None) -> float:
+        """Train some steps; return how many milliseconds each took until the device was done.
 
-    def block_alone(self, steps: int, switch: Callable[[bool], None] | None) -> float:
-        """Train some steps of this one training, watched where there is a switch for it; return as :meth:`block`."""
-        if switch is None:
-            return self._train(steps, None, [])
-        switch(True)
-        return self._train(steps, self._watch, self.row.calls_alone, lambda: switch(False))
-
-    def _train(
-        self, steps: int, watch: Watch | None, calls: list[float], end: Callable[[], None] = lambda: None
-    ) -> float:
+        They are watched where there is a list for what the calls took, in microseconds.
+        """
+        watch = None if calls is None else self._watch
+        if watch is not None:
+            self._switch(True)
         settle(self.training.device)
         started = time.perf_counter()
         for _ in range(steps):
             out = self.training.step()
-            if watch is not None:
+            if watch is not None and calls is not None:
                 before = time.perf_counter()
                 watch(self._steps, out)
                 calls.append(1e6 * (time.perf_counter() - before))
                 self._steps += 1
-        end()
+        if watch is not None:
+            self._switch(False)
         settle(self.training.device)
         return 1e3 * (time.perf_counter() - started) / steps
 
     def device_time(self, steps: int) -> None:
         """Note how long the device is busy with the monitor on the training's stream, a step."""
+        self._switch(True)
         pairs = []
         for _ in range(steps):
             out = self.training.step()
@@ -191,30 +191,27 @@ def with_wandb(stack: ExitStack, training: Training, folder: str) -> Watch | Non
         return None
     os.environ.update(WANDB_SILENT="true", WANDB_MODE="offline", WANDB_DIR=folder, WANDB_CONSOLE="off")
     run = wandb.init(project="overhead", mode="offline", dir=folder)
+    stack.callback(wandb.teardown)
     stack.callback(run.finish)
     return lambda step, out: run.log(readings(training, out), step=step)
 
 
-@contextmanager
-def switched(emitter: vqwatch.Emitter) -> Iterator[Callable[[bool], None]]:
-    """Yield what switches an emitter on and off; off, the model has no hooks, as if nobody had ever watched."""
+def switch_of(emitter: vqwatch.Emitter) -> Callable[[bool], None]:
+    """Return what switches an emitter on and off; off, the model has no hooks, as if nobody had ever watched."""
     paused: vqwatch.emitter.Pause | None = None
     quantizers = emitter._quantizers
 
     def switch(on: bool) -> None:
         nonlocal paused
-        if on:
-            quantizers.install(emitter._collector)
-        else:
+        if not on:
             quantizers.remove()
-        if on and paused is not None:
-            paused.resume()
-        elif not on:
             paused = emitter.pause()
+        elif paused is not None:
+            quantizers.install(emitter._collector)
+            paused.resume()
+            paused = None
 
-    switch(False)
-    yield switch
-    switch(True)
+    return switch
 
 
 def measure(
@@ -225,6 +222,7 @@ def measure(
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         endpoint = stack.enter_context(sink(folder))
+        rivals = stack.enter_context(ExitStack())
         variants: list[Variant] = [Variant(name, Training(SIZES[size], device), None) for name in BARE]
 
         def add(name: str, make: Callable[[Training], Watch | None]) -> None:
@@ -237,39 +235,36 @@ def measure(
 
         emitters: dict[str, vqwatch.Emitter] = {}
 
-        def ours(name: str, **options: Any) -> None:
-            def make(training: Training) -> Watch:
-                watch, emitters[name] = with_vqwatch(stack, training, endpoint, **options)
-                return watch
+        def add_ours(name: str, **options: Any) -> Variant:
+            training = Training(SIZES[size], device)
+            watch, emitters[name] = with_vqwatch(stack, training, endpoint, **options)
+            variants.append(Variant(name, training, watch, switch_of(emitters[name])))
+            return variants[-1]
 
-            add(name, make)
-
-        ours(OURS)
+        ours = add_ours(OURS)
         if rounds:
-            ours("vqwatch, everything every step", every=EVERYTHING, budget=float("inf"))
+            add_ours("vqwatch, everything every step", every=EVERYTHING, budget=float("inf"))
             add("the proposal's monitors", with_proposal)
-            add(".item() + TensorBoard histograms", lambda t: with_tensorboard(stack, t, f"{folder}/tensorboard"))
-            add(".item() + wandb.log, offline", lambda t: with_wandb(stack, t, folder))
+            add(".item() + TensorBoard histograms", lambda t: with_tensorboard(rivals, t, f"{folder}/tensorboard"))
+            add(".item() + wandb.log, offline", lambda t: with_wandb(rivals, t, folder))
         for variant in variants:
-            variant.block(60 if variant.row.name == OURS else 20)
-            variant.row.calls.clear()
+            variant.block(60 if variant is ours else 20, [])
         gc.collect()
         gc.freeze()
         stack.callback(gc.unfreeze)
         shuffled = random.Random(seed)
         for _ in range(rounds):
             for variant in shuffled.sample(variants, len(variants)):
-                variant.row.blocks.append(variant.block(steps))
-        ours = next(variant for variant in variants if variant.row.name == OURS)
+                variant.row.blocks.append(variant.block(steps, variant.row.calls))
+        rivals.close()
         rows_alone = [variant.row for variant in variants if variant.row.name in (*BARE, OURS)]
         end = time.perf_counter() + seconds
-        with switched(emitters[OURS]) as switch:
-            while time.perf_counter() < end:
-                for row in shuffled.sample(rows_alone, len(rows_alone)):
-                    row.alone.append(ours.block_alone(steps, switch if row is ours.row else None))
+        while time.perf_counter() < end:
+            for row in shuffled.sample(rows_alone, len(rows_alone)):
+                row.alone.append(ours.block(steps, row.calls_alone if row is ours.row else None))
         if device.type == "cuda" and size != "launch-bound":  # there the device waits for the host in between
             for variant in variants[:4]:
-                variant.device_time(100 if variant.row.name == OURS else 20)
+                variant.device_time(100 if variant is ours else 20)
         for name, emitter in emitters.items():
             device_mib, pinned_mib = emitter.staged_bytes / 2**20, emitter.pinned_bytes / 2**20
             notes.append(

@@ -80,6 +80,7 @@ class Training:
         self.errands = Errands(outbox, outbox, outbox)
         self.errands.listen(self.now)
         self.errands.account(self.now, None)
+        self.measured: list[tuple[float, ...]] = []
         self.steps.done.clear()
 
     def send(self, _now: float, in_part: bool) -> float | None:
@@ -95,8 +96,9 @@ class Training:
         self.steps.done.append("listen")
         self.behind = self.asked_for_more
 
-    def observe(self, *_measured: float) -> None:
+    def observe(self, *measured: float) -> None:
         self.steps.done.append("account")
+        self.measured.append(measured)
 
     def keep(self, seconds: float, until: int = NEVER, busy: bool = False) -> tuple[bool, list[str]]:
         """Keep a step; return whether the call asked what there is to do, and what was done or would have been."""
@@ -228,8 +230,20 @@ def test_it_listens_often_where_messages_are_to_be_sent_again(behind: bool, list
     assert training.keep(0.06) == (behind, listens)
 
 
-def test_a_pause_is_no_time_between_steps() -> None:
+def test_a_pause_is_no_time_between_steps_and_what_was_before_is_told() -> None:
     training = Training(patience=100.0)
-    training.errands.skip()
-    assert training.keep(LISTEN_SECONDS)[1] == ["listen"], "and nothing is told to the schedule"
-    assert training.keep(LISTEN_SECONDS)[1] == ["listen", "account", "pace"]
+    for _ in range(3):
+        for _ in range(4):
+            training.keep(0.0625)
+            training.errands.own_seconds += 0.03125
+        training.errands.account(training.now, training.steps)
+        training.now += 0.25
+        training.errands.skip(training.now)
+    assert training.measured == [(0.03125, 0.0, 0.0625, 4)] * 3
+    training.errands.own_seconds += 1.0
+    training.errands.skip(training.now)
+    training.errands.account(training.now, training.steps)
+    assert len(training.measured) == 3, "no step since"
+    training.keep(0.0625)
+    training.errands.account(training.now, training.steps)
+    assert training.measured[3] == (0.0, 0.0, 0.0625, 1)

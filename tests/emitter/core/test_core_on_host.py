@@ -21,6 +21,7 @@ TOLD = {
     "tells_a_sample_after_its_step": "each",
     "delivers_steps_of_any_length": "(120, 120)",
     "refuses_codes_that_are_none": "(116, 120)",
+    "keeps_its_pace_around_pauses": "15 steps together",
     "delivers_by_way_of_device_memory": "codebooks, samples: 3 2",
     "delivers_large_ones_often": "codebooks, samples: 30",
     "finds_codebooks_again": "before and after",
