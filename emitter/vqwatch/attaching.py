@@ -40,6 +40,8 @@ def attach(
 ) -> Emitter:
     """Return an emitter that watches this model and optimizer; both may be left out.
 
+    ``optimizer`` may be a list of several, as a training with a discriminator has; their groups are numbered on.
+
     The quantizers in ``model`` are found and read; codes, learning rates and gradient norms are taken from model and
     optimizer where :meth:`Emitter.step` is not given them. ``run``, ``rank``, ``world_size`` and ``endpoint`` come from
     here, else from ``VQWATCH_RUN``, ``VQWATCH_RANK``, ``VQWATCH_WORLD_SIZE`` and ``VQWATCH_ENDPOINT``, else from

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,13 +33,13 @@ LATENT_ROWS: Final = 64
 
 
 class Collector:
-    """Watches one model and optimizer: takes what hooks tell during the forward pass, and what ``step`` is given."""
+    """Watches one model and its optimizers: takes what hooks tell in the forward pass, and what ``step`` is given."""
 
     def __init__(
         self,
         origin: Origin,
         quantizers: Quantizers | None,
-        optimizer: Any,
+        optimizers: Sequence[Any],
         complaints: Complaints,
         *,
         model: torch.nn.Module | None = None,
@@ -54,7 +54,7 @@ class Collector:
         self._layers = quantizers.layers if quantizers is not None else ()
         self.layer_names = tuple(layer.info.name for layer in self._layers)
         self.codebook_size = max((layer.info.size for layer in self._layers), default=1 << 20)
-        self._optimizer = optimizer
+        self._optimizers = optimizers
         self._complaints = complaints
         self._samples = Samples(origin, reconstruction_bytes)
         self._gradients = Gradients(model) if model is not None else None
@@ -145,7 +145,7 @@ class Collector:
         """Fill the entry with what is due. ``kept`` tells of a step of which not everything was kept."""
         tapped, self.tapped = self.tapped, []
         self.want_codes(codes is None)
-        rates = self._try("lr", learning_rates, self._optimizer, lr) or {}
+        rates = self._try("lr", learning_rates, self._optimizers, lr) or {}
         self._take_scalars(entry, losses, grad_norm, rates)
         checked_mask = self._try("mask", take, mask, "mask") if mask is not None else None
         mask_fits = False

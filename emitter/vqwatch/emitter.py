@@ -31,6 +31,7 @@ from .evaluation import EvaluationPass
 from .guest import Pause, guarded, watch_process
 from .link import Link
 from .outbox import Outbox
+from .scalars import parameter_groups
 from .schedule import Schedule
 from .settings import Settings
 from .wire import MAX_INTEGER, Frame, Goodbye, Hello, Origin, encode
@@ -67,17 +68,17 @@ class Emitter:
         self._owner: int | None = None
         self._origin = Origin(settings.run, settings.rank, secrets.token_hex(8))
         self._quantizers = self._find(model) if model is not None else None
+        self._optimizers = tuple(optimizer) if isinstance(optimizer, (list, tuple)) else (optimizer,)
         self._collector = Collector(
             self._origin,
             self._quantizers,
-            optimizer,
+            self._optimizers,
             self.complaints,
             reconstruction_bytes=settings.reconstruction_bytes,
             model=model,
             ranks=settings.world_size,
         )
         self._capture = Capture(settings.staging_bytes)
-        self._optimizer = optimizer
         self._staged = False
         self._ahead = Ahead(plan, self._collector)
         self._link = Link(
@@ -311,12 +312,13 @@ class Emitter:
     def _begin_ordinary(self) -> Ordinary | None:
         from .ordinary import Ordinary
 
-        groups = getattr(self._optimizer, "param_groups", [])
         staging = self._capture.staging
-        if staging is None or any("name" in group for group in groups):
+        groups = parameter_groups(self._optimizers)
+        if staging is None or not all("lr" in group and "name" not in group for group in groups):
             return None
+        optimizers = [optimizer for optimizer in self._optimizers if parameter_groups([optimizer])]
         dropped = self.complaints.dropped
-        return Ordinary(self._plan, staging, self._collector, self._outbox, groups, dropped, self._take_held)
+        return Ordinary(self._plan, staging, self._collector, self._outbox, optimizers, dropped, self._take_held)
 
     def _expect(self, step: int, before: int, busy: bool = False) -> None:
         """Take in what the hooks took, and tell them what the step after this one will want."""

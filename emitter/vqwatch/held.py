@@ -150,11 +150,11 @@ class Keeper:
     """
 
     __slots__ = (
-        "_collector", "_groups", "_numbers", "_owner", "_places", "arrays_reused", "at_once", "begun", "begun_reused",
-        "held", "last", "most", "numbers_reused", "reused", "since",
+        "_collector", "_numbers", "_optimizers", "_owner", "_places", "arrays_reused", "at_once", "begun",
+        "begun_reused", "held", "last", "most", "numbers_reused", "reused", "since",
     )  # fmt: skip
 
-    def __init__(self, collector: Collector, groups: Sequence[Mapping[str, Any]], last: int) -> None:
+    def __init__(self, collector: Collector, optimizers: Sequence[Any], last: int) -> None:
         self.held: list[Held] = []
         self.last = last
         self.most = 1
@@ -166,7 +166,7 @@ class Keeper:
         self.begun: list[int] = []
         self.begun_reused: list[int] = []
         self._collector = collector
-        self._groups = groups
+        self._optimizers = optimizers
         self._owner = get_ident()
         self._numbers: list[int] = []  # the address of each step's first number,
         self._places: list[int] = []  # and of its first array
@@ -201,7 +201,7 @@ class Keeper:
         else:
             held.tapped = tapped = collector.tapped or ()  # not the list that the next forward pass adds to
             place = tapped[0][1].data_ptr() if tapped else 0
-        held.rates = [group["lr"] for group in self._groups]
+        held.rates = [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
         held.step = step
         held.time_ns = _time_ns()
         held.names = tuple(losses)

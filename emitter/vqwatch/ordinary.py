@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -57,11 +57,11 @@ class Ordinary:
         staging: Staging,
         collector: Collector,
         outbox: Outbox,
-        groups: Sequence[Mapping[str, Any]],
+        optimizers: Sequence[Any],
         dropped: Counter[str],
         general: Callable[[Held], None],
     ) -> None:
-        self.keeper = Keeper(collector, groups, plan.last)
+        self.keeper = Keeper(collector, optimizers, plan.last)
         self.gradient_parts = 0
         self._plan = plan
         self._staging = staging

@@ -97,19 +97,27 @@ def _bf16(bits: int) -> float:
     return float(struct.unpack("<f", struct.pack("<I", bits << 16))[0])
 
 
-def learning_rates(optimizer: Any, given: Any) -> Mapping[str, Any]:
-    """Return learning rates by parameter group: as given, or from the optimizer's groups, numbered or by their name."""
+def parameter_groups(optimizers: Sequence[Any]) -> list[Any]:
+    """Return the parameter groups of some optimizers, one after the other, as they are now."""
+    found: list[Any] = []
+    for optimizer in optimizers:
+        groups = getattr(optimizer, "param_groups", None)
+        if isinstance(groups, (list, tuple)):
+            found += groups
+    return found
+
+
+def learning_rates(optimizers: Sequence[Any], given: Any) -> Mapping[str, Any]:
+    """Return learning rates by parameter group: as given, or from the optimizers' groups, by their number or name."""
     if isinstance(given, Mapping):
         return {str(name): value for name, value in given.items()}
     if isinstance(given, (list, tuple)):
         return {str(index): value for index, value in enumerate(given)}
     if given is not None:
         return {"0": given}
-    groups = getattr(optimizer, "param_groups", None)
-    if not isinstance(groups, (list, tuple)):
-        return {}
-    return {
-        str(group.get("name", index)): group["lr"]
-        for index, group in enumerate(groups)
-        if isinstance(group, Mapping) and "lr" in group
-    }
+    found: dict[str, Any] = {}
+    for index, group in enumerate(parameter_groups(optimizers)):
+        if isinstance(group, Mapping) and "lr" in group:
+            name = str(group.get("name", index))
+            found[str(index) if name in found else name] = group["lr"]
+    return found

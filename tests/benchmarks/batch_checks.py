@@ -9,6 +9,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -70,14 +71,22 @@ def _noting(call: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
     return noted
 
 
-def tells_one_more_learning_rate(peer: Peer) -> str:
-    """The optimizer is given more groups of parameters while steps are kept: each step tells the rates that it had."""
+def tells_the_rates_of_each_step(peer: Peer) -> str:
+    """An optimizer of two is given more groups while steps are kept, and a state that replaces them.
+
+    Of an optimizer that has no rates the steps are told all the same.
+    """
     peer.messages.clear()
     training = Training(SIZES["launch-bound"], CUDA)
     only_codes = dict.fromkeys(("clusters", "codebooks", "reconstruction", "gradients", "energies"), 0)
-    watch = watched(peer, training, budget=float("inf"), every=only_codes)
-    more = (127, 141, 166, 180)
+    other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1, device=CUDA))], lr=0.5)
+    watch = watched(peer, training, (training.optimizer, other), budget=float("inf"), every=only_codes)
+    more, replaced = (127, 141, 166, 180), 153
     for step in range(200):
+        if step == replaced:
+            state = training.optimizer.state_dict()
+            state["param_groups"] = [{**group, "lr": 7.0} for group in state["param_groups"]]
+            training.optimizer.load_state_dict(state)
         if step in more:
             group = {"params": [torch.nn.Parameter(torch.zeros(1, device=CUDA))], "lr": float(step)}
             training.optimizer.add_param_group(group)
@@ -86,8 +95,23 @@ def tells_one_more_learning_rate(peer: Peer) -> str:
     watch.flush(0.2)
     peer.take(200)
     told = {message.step: [*message.learning_rates.values()] for message in peer.of(Step)}
-    assert told == {step: [1e-4, *(float(at) for at in more if at <= step)] for step in range(200)}, told
+    for step in range(200):
+        rates = [1e-4, *(float(at) for at in more if at <= step)]
+        if step >= replaced:
+            rates = [rate if rate > replaced else 7.0 for rate in rates]
+        assert told[step] == [*rates, 0.5], (step, told[step])
+    assert len(told) == 200
     assert (watch.dropped, watch._ordinary.keeper.most) == ({}, MOST_TOGETHER), watch.dropped
+    watch.close(0.0)
+    peer.messages.clear()
+    watch = watched(peer, training, SimpleNamespace(param_groups=[{"params": []}]), every=only_codes)
+    for step in range(20):
+        watch.step(step, **training.step())
+        peer.take()
+    watch.flush(0.2)
+    peer.take(200)
+    without = [message.step for message in peer.of(Step) if not message.learning_rates]
+    assert (without, watch.dropped) == ([*range(20)], {}), (without, watch.dropped)
     watch.close(0.0)
     return f"{len(told)} steps"
 

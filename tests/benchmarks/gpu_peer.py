@@ -41,9 +41,10 @@ class Peer:
         return [message for message in self.messages if isinstance(message, kind)]
 
 
-def watched(peer: Peer, training: Training, **options: Any) -> vqwatch.Emitter:
+def watched(peer: Peer, training: Training, optimizers: Any = None, **options: Any) -> vqwatch.Emitter:
     """Attach and wait for the connection."""
-    watch = vqwatch.attach(training.model, training.optimizer, endpoint=peer.endpoint, run="gpu", **options)
+    optimizers = optimizers or training.optimizer
+    watch = vqwatch.attach(training.model, optimizers, endpoint=peer.endpoint, run="gpu", **options)
     peer.take(1000)
     return watch
 

@@ -51,9 +51,8 @@ class VqwatchCallback(_Callback):  # type: ignore[misc]
         """Attach, with optimizers and ranks in place and before the first training forward is compiled."""
         import vqwatch
 
-        optimizer = trainer.optimizers[0] if trainer.optimizers else None
         ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-        self.watch = vqwatch.attach(pl_module, optimizer, **{**ranks, **self._options})
+        self.watch = vqwatch.attach(pl_module, trainer.optimizers, **{**ranks, **self._options})
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_rest: Any) -> None:

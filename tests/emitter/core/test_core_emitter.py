@@ -39,6 +39,22 @@ def test_a_step_arrives_with_what_it_was_told_and_what_the_optimizer_says(attach
     assert np.array_equal(array(sample.mask), told["mask"].numpy())
 
 
+def test_several_optimizers_tell_the_rates_of_all_their_groups(attached: Attach, peer: Peer) -> None:
+    loop = Loop()
+    critic = torch.nn.Linear(2, 1)
+    groups = [{"params": [critic.weight], "name": "decay"}, {"params": [critic.bias]}]
+    second = torch.optim.SGD(groups, lr=0.5)
+    third = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "name": "decay"}], lr=0.25)
+    watch = attached(loop.model, [loop.optimizer, second, third, None, object()])
+    watch.step(0, **loop.step())
+    third.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.125})
+    watch.step(1, **loop.step())
+    settle(watch, peer)
+    first = {"0": 1e-3, "decay": 0.5, "2": 0.5, "3": 0.25}
+    assert [step.learning_rates for step in peer.of("step")] == [first, first | {"4": 0.125}]
+    assert watch.dropped == {}
+
+
 def test_the_first_message_says_who_speaks_and_which_layers_there_are(attached: Attach, peer: Peer) -> None:
     attached(Model(), None, run="mine", rank=3, world_size=8)
     (hello,) = peer.of("hello")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def hooks() -> Hooks:
 
 @pytest.fixture
 def keeper(hooks: Hooks) -> Keeper:
-    kept = Keeper(hooks, GROUPS, -1)  # type: ignore[arg-type]  # what it needs of one
+    kept = Keeper(hooks, [SimpleNamespace(param_groups=GROUPS)], -1)  # type: ignore[arg-type]  # what it needs of one
     kept.most = 8
     return kept
 

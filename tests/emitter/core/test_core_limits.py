@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,8 @@ class _Hooks:
 
 
 def _kept(losses: dict[Any, Any], rates: int) -> Held:
-    keeper = Keeper(_Hooks(), [{"lr": 0.5}] * rates, -1)  # type: ignore[arg-type]  # the three attributes that it reads
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.5}] * rates)
+    keeper = Keeper(_Hooks(), [optimizer], -1)  # type: ignore[arg-type]  # the three attributes that it reads
     assert keeper.keep(0, losses, None, None, None, 1.0)
     return keeper.held[0]
 

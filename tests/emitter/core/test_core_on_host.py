@@ -15,7 +15,7 @@ TOLD = {
     "delivers_what_the_tensors_held": "arrays equal, 30 steps in order",
     "delivers_ordinary_steps": "[120, 120, 15, 120, 120, 15, 6, 120, 15, 6, 120, 15]",
     "delivers_codes_now_and_then": "(80, 120)",
-    "tells_one_more_learning_rate": "200 steps",
+    "tells_the_rates_of_each_step": "200 steps",
     "delivers_steps_few_at_a_time": "[2, 3, 5, 7]",
     "delivers_steps_many_at_a_time": "kept at once: 1",
     "tells_a_sample_after_its_step": "each",

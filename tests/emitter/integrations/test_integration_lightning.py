@@ -61,7 +61,8 @@ class Adversarial(Module):
         return {**output, "critic": losses[1]}
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:  # type: ignore[override]
-        return [torch.optim.SGD(part.parameters(), lr=0.125) for part in (self.model, self.critic)]
+        rates = {self.model: 0.125, self.critic: 0.5}
+        return [torch.optim.SGD(part.parameters(), lr=rate) for part, rate in rates.items()]
 
 
 class Acquainted(VqwatchCallback):
@@ -115,6 +116,7 @@ def test_two_optimizers_make_a_step_of_two_and_everything_comes_as_often(receive
     steps = receiver.of("step")
     assert [step.step for step in steps] == [2, 4, 6, 8, 10, 12]
     assert set(steps[0].losses) >= {"total", "critic"}
+    assert [*steps[0].learning_rates.values()] == [0.125, 0.5]
     energies = [step.step for step in steps if step.residual_energy]
     assert energies == [2, 6, 8, 12], "at the first, how far the next is is not known: 6 makes up for 4"
     for number, codes in zip([step.step for step in steps], module.codes, strict=True):
