@@ -86,7 +86,7 @@ class Errands:
             unheard = 0.0
         due = full or ordinary.due(now)
         if ordinary.gradient_parts and (much or not (due or pending)):
-            ordinary.take_gradients()
+            self.in_kinds += ordinary.take_gradients()
             if not much:
                 return True
         if due:

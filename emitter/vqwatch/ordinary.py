@@ -63,6 +63,7 @@ class Ordinary:
     ) -> None:
         self.keeper = Keeper(collector, optimizers, plan.last)
         self.gradient_parts = 0
+        self._gradient_seconds = 0.0  # that those of this time took
         self._plan = plan
         self._staging = staging
         self._raw_current = staging.raw_current
@@ -98,14 +99,26 @@ class Ordinary:
         return self._raw_current() != _LEGACY_STREAM and bool(_is_capturing())
 
     def want_gradients(self) -> None:
-        """Begin with the gradient norms: of all modules at once where the last step is told no norm, else in parts."""
-        self.gradient_parts = self._collector.gradient_parts(whole=self.keeper.held[-1].norm is None)
+        """Begin with the gradient norms: of all modules at once where the last step is told no norm, else in parts.
 
-    def take_gradients(self) -> None:
-        """Let the last step kept have the next part of the gradient norms."""
+        Where parts are left of the last time, they come first: else the last modules would never have a turn.
+        """
+        if not self.gradient_parts:
+            self.gradient_parts = self._collector.gradient_parts(whole=self.keeper.held[-1].norm is None)
+            self._gradient_seconds = 0.0
+
+    def take_gradients(self) -> float:
+        """Let the last step kept have the next part of the gradient norms; return the seconds that it took."""
+        started = time.monotonic()
         held = self.keeper.held[-1]
-        self.gradient_parts -= 1
-        held.gradients = self._collector.gradient_norms(None if held.norm is None else self.gradient_parts)
+        whole = held.norm is None
+        self.gradient_parts = 0 if whole else self.gradient_parts - 1
+        held.gradients = self._collector.gradient_norms(None if whole else self.gradient_parts)
+        seconds = time.monotonic() - started
+        self._gradient_seconds += seconds
+        if not self.gradient_parts:
+            self._plan.spent({schedule.GRADIENTS: self._gradient_seconds})
+        return seconds
 
     def beside(self, entry: Entry) -> None:
         """Take arrays of the last step kept, to be sent after it."""

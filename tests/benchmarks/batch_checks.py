@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -309,12 +310,38 @@ def tells_norms_of_layers_and_gradients(peer: Peer) -> str:
                     assert abs(energy - expected) <= 1e-3 * expected, (step, name, energy, expected)
             assert sum(len(by_module) for _, by_module in told) >= 7 * len(wanted[0]), (told, watch.dropped)
             assert (len(told) > 10) == given, told
+            assert watch._plan._costs["gradients"] > 0.0, "told to the schedule, which stretches by it"
             assert watch.dropped == {}, watch.dropped
             counts += [len(told), len(energies)]
             watch.close(0.0)
     finally:
         gradients.PART_PARAMETERS = most  # type: ignore[misc]
     return f"steps with gradients, with energies: {counts}"
+
+
+def tells_gradients_of_each_module_in_turn(peer: Peer) -> str:
+    """Gradients are due again before all parts of them were taken: no module waits for ever."""
+    most = gradients.PART_PARAMETERS
+    gradients.PART_PARAMETERS = 8  # type: ignore[misc]
+    try:
+        peer.messages.clear()
+        training = Training(SIZES["launch-bound"], CUDA)
+        every = {"gradients": 1, "energies": 0, "codebooks": 0, "reconstruction": 0}
+        watch = watched(peer, training, budget=float("inf"), every=every)
+        parts = watch._collector.gradient_parts(whole=False)
+        for step in range(120):
+            watch.step(step, **training.step())
+            peer.take()
+        watch.flush(0.2)
+        peer.take(200)
+        told = Counter(name for message in peer.of(Step) for name in message.gradient_norms)
+        assert set(told) == set(gradients.module_names([name for name, _ in training.model.named_parameters()])), told
+        assert parts > 1, parts
+        assert min(told.values()) >= 0.8 * 120 / parts, told
+        watch.close(0.0)
+    finally:
+        gradients.PART_PARAMETERS = most  # type: ignore[misc]
+    return f"parts: {parts}, how often at least: {min(told.values())}"
 
 
 def leaves_out_what_was_written_to(peer: Peer) -> str:

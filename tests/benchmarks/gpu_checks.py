@@ -36,6 +36,7 @@ from batch_checks import (
     leaves_out_what_was_written_to_late,
     refuses_codes_that_are_none,
     tells_a_sample_after_its_step,
+    tells_gradients_of_each_module_in_turn,
     tells_norms_of_layers_and_gradients,
     tells_the_rates_of_each_step,
 )
@@ -391,7 +392,8 @@ def main() -> int:
         keeps_its_pace_around_pauses, delivers_by_way_of_device_memory, delivers_large_ones_often,
         finds_codebooks_again, tells_gradients_with_codebooks,
         leaves_out_what_was_written_to, leaves_out_what_was_written_to_late, goes_on_after_an_error,
-        tells_the_rates_of_each_step, tells_norms_of_layers_and_gradients, delivers_what_graphs_put_out,
+        tells_the_rates_of_each_step, tells_norms_of_layers_and_gradients, tells_gradients_of_each_module_in_turn,
+        delivers_what_graphs_put_out,
         never_synchronises, allocates_nothing_after_warm_up, leaves_training_bit_identical,
     ]  # fmt: skip
     failed = 0

@@ -47,9 +47,10 @@ class Steps(Ordinary):
     def let_go(self, most: int) -> None:
         self.freed.append(most)
 
-    def take_gradients(self) -> None:
+    def take_gradients(self) -> float:
         self.done.append("gradients")
         self.gradient_parts -= 1
+        return 0.25
 
     def pace(self) -> None:
         self.done.append("pace")
@@ -171,6 +172,13 @@ def test_it_tells_whether_a_call_has_done_enough() -> None:
     at_once = Training(most=1)
     assert at_once.keep(0.005)[1] == ["copy"]
     assert not at_once.enough, "each call has as much to do"
+
+
+def test_gradients_are_told_apart_from_what_no_cadence_can_save() -> None:
+    training = Training(patience=100.0)
+    training.steps.gradient_parts = 2
+    done = [training.keep(0.001)[1] for _ in range(3)]
+    assert (done, training.errands.in_kinds) == ([["gradients"], ["gradients"], []], 0.5)
 
 
 def test_where_much_waits_one_call_does_all() -> None:

@@ -27,6 +27,7 @@ TOLD = {
     "finds_codebooks_again": "before and after",
     "tells_gradients_with_codebooks": "modules and tensors at each step",
     "tells_norms_of_layers_and_gradients": "steps with gradients, with energies: [",
+    "tells_gradients_of_each_module_in_turn": "parts: 2, how often at least: ",
     "leaves_out_what_was_written_to": "codes that arrived, left out",
     "leaves_out_what_was_written_to_late": "only those missing: [True, True, True, True, True, True]",
     "goes_on_after_an_error": "steps lost: [",

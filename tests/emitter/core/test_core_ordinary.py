@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -205,3 +207,51 @@ def test_a_cadence_that_gets_shorter_counts_at_once(
         watch.step(step, losses={"total": torch.tensor(float(step))})
     assert taken == [5]
     settle(watch, peer)
+
+
+class Parts:
+    """A collector and a schedule, as far as gradients go: three parts of them, each of which takes its time."""
+
+    tapped: tuple[()] = ()
+    wants_codes = True
+    last = -1
+
+    def __init__(self) -> None:
+        self.norms: dict[str, Any] = {}
+        self.taken: list[int | None] = []
+        self.costs: list[float] = []
+
+    def gradient_parts(self, whole: bool) -> int:
+        return 1 if whole else 3
+
+    def gradient_norms(self, part: int | None) -> None:
+        self.taken.append(part)
+        time.sleep(0.01)
+
+    def spent(self, costs: dict[str, float]) -> None:
+        (seconds,) = costs.values()
+        self.costs.append(seconds)
+
+
+def test_a_capture_of_gradients_costs_what_its_parts_took_and_is_finished_before_the_next() -> None:
+    parts: Any = Parts()
+    stream: Any = HostStream()
+    ordinary = Ordinary(parts, stream, parts, parts, [], Counter(), lambda _held: None)
+    took, norm = [], torch.tensor(1.0)
+    for step in range(6):
+        assert ordinary.keep(step, {}, None, None, norm, 0.0)
+        ordinary.want_gradients()
+        took.append(ordinary.take_gradients())
+    assert parts.taken == [2, 1, 0] * 2
+    assert parts.costs == pytest.approx([sum(took[:3]), sum(took[3:])])
+
+
+def test_where_a_step_has_no_norm_all_gradients_are_taken_at_once() -> None:
+    parts: Any = Parts()
+    stream: Any = HostStream()
+    ordinary = Ordinary(parts, stream, parts, parts, [], Counter(), lambda _held: None)
+    for step, norm in enumerate((torch.tensor(1.0), None)):
+        assert ordinary.keep(step, {}, None, None, norm, 0.0)
+        ordinary.want_gradients()
+        ordinary.take_gradients()
+    assert (parts.taken, ordinary.gradient_parts, len(parts.costs)) == ([2, None], 0, 1)
