@@ -109,6 +109,16 @@ class Collector:
         self.norms = {}
         self._latents = {}
 
+    def set_aside(self) -> Callable[[], None]:
+        """Let the hooks begin anew; return what goes back to what they told until now."""
+        told = self.tapped, self.norms, self._latents
+        self.forget()
+
+        def go_back() -> None:
+            self.tapped, self.norms, self._latents = told
+
+        return go_back
+
     def expect(self, energies: bool, latents: bool, soon: bool, later: bool) -> None:
         """Say what the hooks of the next forward pass shall take, or that they will be wanted ``soon``.
 
@@ -162,7 +172,7 @@ class Collector:
             )  # fmt: skip
         elif not mask_fits and checked_mask is not None and original is not None:
             mask_fits = fitting(checked_mask, tuple(getattr(original, "shape", ()))[:-1]) is not None
-        if checked_mask is not None and not mask_fits and not kept:
+        if checked_mask is not None and not mask_fits and schedule.CODES in due and not kept:  # compared with all
             detail = f"mask {list(checked_mask.shape)} fits neither the codes nor the original"
             self._complaints.refused("mask", Refused("shape", detail))
         if self._layers and schedule.CODEBOOKS in due:

@@ -61,6 +61,7 @@ class Emitter:
         self._lock = threading.Lock()
         self._on = False
         self._paused = 0
+        self._go_on: Callable[[], None] | None = None
         self._ordinary: Ordinary | None = None
         if settings is None:
             return
@@ -438,10 +439,12 @@ class Emitter:
     def pause(self) -> Pause:
         """Do nothing until :meth:`Pause.resume`, or inside ``with watch.pause():``, such as while capturing a graph.
 
-        What goes by in a pause is no time between steps: around a validation it keeps the budget true.
+        Forward passes in a pause are no part of the step around it, and what goes by is no time between steps: around a
+        validation it keeps the budget true.
         """
         self._paused += 1
-        self._settle()
+        if self._paused == 1:
+            self._settle()
         return Pause(self)
 
     @guarded
@@ -451,6 +454,17 @@ class Emitter:
         now = time.monotonic()
         errands.own_seconds += now - started
         errands.account(now, self._ordinary)
+        self._go_on = self._collector.set_aside()
+
+    def _resume(self) -> None:
+        """End a pause, which may be one inside another."""
+        self._paused -= 1
+        if self._paused or not self._on:
+            return
+        if self._go_on is not None:
+            self._go_on()
+            self._go_on = None
+        self._errands.skip(time.monotonic())
 
     def __enter__(self) -> Emitter:
         return self

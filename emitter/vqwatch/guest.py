@@ -49,9 +49,7 @@ class Pause:
     def resume(self) -> None:
         """Let the emitter go on; a second call does nothing."""
         if self._emitter is not None:
-            self._emitter._paused -= 1
-            if self._emitter._on:
-                self._emitter._errands.skip(time.monotonic())
+            self._emitter._resume()
             self._emitter = None
 
     def __enter__(self) -> Pause:

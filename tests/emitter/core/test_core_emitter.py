@@ -220,6 +220,16 @@ GOOD = {"losses": {"total": 1.0}, "codes": torch.zeros(2, 5, 2, dtype=torch.long
         "reconstructed": FEATURES, "mask": torch.ones(2, 5, dtype=torch.bool)}  # fmt: skip
 
 
+def test_a_mask_is_compared_where_its_codes_are_sent(attached: Attach, peer: Peer) -> None:
+    watch = attached(Model(), every={"codes": 4, "reconstruction": 0})
+    codes, mask = torch.zeros(2, 3, 2, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)
+    for step in range(5):
+        watch.step(step, codes=codes, mask=mask, original=FEATURES, reconstructed=FEATURES)
+    settle(watch, peer)
+    assert [message.mask.shape for message in peer.of("codes")] == [(2, 3)] * 2
+    assert watch.dropped == {}, "between them there is nothing that it could fit"
+
+
 @pytest.mark.parametrize(
     ("changed", "counted", "arrives"),
     [
@@ -384,20 +394,6 @@ def test_a_stop_request_reaches_the_loop(attached: Attach, peer: Peer) -> None:
             break
         time.sleep(0.005)
     assert (watch.stop_requested, watch.stop_reason) == (True, "NanLoss")
-
-
-def test_a_pause_holds_it_still_and_what_happened_meanwhile_is_not_told(attached: Attach, peer: Peer) -> None:
-    loop = Loop()
-    watch = attached(loop.model, loop.optimizer)
-    with watch.pause():
-        loop.step()
-        watch.step(0, losses={"total": 1.0})
-    told = loop.step()
-    watch.step(1, losses={"total": 2.0})
-    settle(watch, peer)
-    assert [message.step for message in peer.of("step")] == [1]
-    (codes,) = peer.of("codes")
-    assert np.array_equal(array(codes.indices), told["codes"].movedim(-1, 0).numpy())
 
 
 def test_closing_says_goodbye_and_how_much_was_sent(attached: Attach, peer: Peer) -> None:
