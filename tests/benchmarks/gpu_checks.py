@@ -41,6 +41,7 @@ from batch_checks import (
     tells_the_rates_of_each_step,
 )
 from gpu_peer import CUDA, EVERYTHING, Peer, array, watched
+from random_checks import delivers_whatever_is_told
 from workload import SIZES, Training
 
 import vqwatch
@@ -393,8 +394,8 @@ def main() -> int:
         finds_codebooks_again, tells_gradients_with_codebooks,
         leaves_out_what_was_written_to, leaves_out_what_was_written_to_late, goes_on_after_an_error,
         tells_the_rates_of_each_step, tells_norms_of_layers_and_gradients, tells_gradients_of_each_module_in_turn,
-        delivers_what_graphs_put_out,
-        never_synchronises, allocates_nothing_after_warm_up, leaves_training_bit_identical,
+        delivers_whatever_is_told, delivers_what_graphs_put_out, never_synchronises,
+        allocates_nothing_after_warm_up, leaves_training_bit_identical,
     ]  # fmt: skip
     failed = 0
     for check in checks if not arguments.skip_checks else []:

@@ -31,6 +31,7 @@ TOLD = {
     "leaves_out_what_was_written_to": "codes that arrived, left out",
     "leaves_out_what_was_written_to_late": "only those missing: [True, True, True, True, True, True]",
     "goes_on_after_an_error": "steps lost: [",
+    "delivers_whatever_is_told": "codes, steps: (",
     "leaves_training_bit_identical": "48 tensors equal",
 }
 
