@@ -90,7 +90,7 @@ def habits(chance: random.Random) -> Habits:
         return usual if chance.random() < 0.5 else chance.choice(others)
 
     def seldom() -> bool:
-        return chance.random() < 0.15
+        return chance.random() < 0.3
 
     return Habits(
         one(CODES), one(LOSSES), one(NORMS), one(MASKS), one(RATES), chance.choice((1, 1, 2, 7)),
