@@ -459,12 +459,13 @@ class Emitter:
     def _resume(self) -> None:
         """End a pause, which may be one inside another."""
         self._paused -= 1
-        if self._paused or not self._on:
+        if self._paused:
             return
-        if self._go_on is not None:
-            self._go_on()
-            self._go_on = None
-        self._errands.skip(time.monotonic())
+        go_on, self._go_on = self._go_on, None
+        if self._on:
+            if go_on is not None:
+                go_on()
+            self._errands.skip(time.monotonic())
 
     def __enter__(self) -> Emitter:
         return self

@@ -101,7 +101,7 @@ class Ordinary:
     def want_gradients(self) -> None:
         """Begin with the gradient norms: of all modules at once where the last step is told no norm, else in parts.
 
-        Where parts are left of the last time, they come first: else the last modules would never have a turn.
+        Where parts are left of the last time, they come first: else those that come last would never have a turn.
         """
         if not self.gradient_parts:
             self.gradient_parts = self._collector.gradient_parts(whole=self.keeper.held[-1].norm is None)
