@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from . import schedule
 from .arrays import Host, Refused, gather
 from .complaints import Complaints
-from .link import ZERO_COPY_BYTES
+from .dealer import ZERO_COPY_BYTES
 from .wire import ITEM_BYTES, Tensor
 
 if TYPE_CHECKING:

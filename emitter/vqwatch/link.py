@@ -1,23 +1,17 @@
-"""The socket to the daemon: it never waits, holds a bounded amount, and tells what it could not send.
+"""What is said to the daemon and heard from it: never waits, holds a bounded amount, and tells what it could not send.
 
-One DEALER, used by one thread at a time, no thread of our own; libzmq's I/O thread does the sending, and resolves
-names too, so that a resolver that hangs holds nobody up here. Must-arrive messages stay in a :class:`Backlog` until
-they are acknowledged and are sent again from where the daemon asks; best-effort ones are refused when there is no
-room. The context is never terminated: with an unsent message that could hang for ever.
+Must-arrive messages stay in a :class:`Backlog` until they are acknowledged and are sent again from where the daemon
+asks; best-effort ones are refused when there is no room. Knows no ZeroMQ: that is the :class:`Dealer`.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
-
-import zmq
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from .backlog import Backlog, Encode
+from .dealer import ZERO_COPY_BYTES, Dealer, Loan
 from .settings import Keys
 from .wire import (
     HEAD_BYTES,
@@ -37,18 +31,8 @@ from .wire import (
     packed,
 )
 
-Loan: TypeAlias = "weakref.ref[memoryview]"
-"""A buffer that libzmq was given without a copy: dead once libzmq has let go of it. A frame with pyzmq's own tracker,
-which is an event with a condition and a lock, takes twice as long to make."""
-
 Make: TypeAlias = Callable[[int], Unpacked]
 """Makes a best-effort message of its number."""
-
-SEND_MESSAGES: Final = 64
-"""Messages that libzmq may hold for us; what it holds in bytes is bounded by `send_bytes`."""
-
-ZERO_COPY_BYTES: Final = 256 * 1024
-"""Buffers from this size are handed to libzmq without a copy, which costs a wake-up of pyzmq's collector thread."""
 
 PATIENCE_SECONDS: Final = 4.0
 """How long the oldest message waits for its acknowledgement before it is sent again. The daemon acknowledges steps once
@@ -59,49 +43,8 @@ LONGEST_PATIENCE_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 0.25
 """How long after its start a link that never heard of a daemon may still hope for one when it is closed."""
 
-FEW_IN_FLIGHT: Final = 4
-"""Buffers that libzmq may have let go of without our asking."""
-
 MOST_ANSWERS: Final = 64
 """Answers that are read in one turn."""
-
-_OPTIONS: Final = {
-    zmq.IMMEDIATE: 1,
-    zmq.LINGER: 0,
-    zmq.SNDHWM: SEND_MESSAGES,
-    zmq.RCVHWM: 1024,
-    zmq.MAXMSGSIZE: 64 * 1024,
-    zmq.RECONNECT_IVL: 100,
-    zmq.RECONNECT_IVL_MAX: 2000,
-    zmq.HANDSHAKE_IVL: 5000,
-}
-_TCP_OPTIONS: Final = {
-    zmq.HEARTBEAT_IVL: 2000,
-    zmq.HEARTBEAT_TIMEOUT: 6000,
-    zmq.HEARTBEAT_TTL: 6000,
-    zmq.CONNECT_TIMEOUT: 5000,
-    zmq.TCP_KEEPALIVE: 1,
-    zmq.IPV6: 1,
-    zmq.RECONNECT_IVL_MAX: 5000,
-}
-
-# Socket.send without its Python, and flags as plain numbers: or-ing two enum members costs more than a small send.
-# A message is taken whole or refused at its first frame.
-_send_frame: Final = zmq.backend.Socket.send
-_DONTWAIT: Final = int(zmq.DONTWAIT)
-_SNDMORE: Final = int(zmq.SNDMORE)
-_POLLIN: Final = int(zmq.POLLIN)
-_POLLOUT: Final = int(zmq.POLLOUT)
-
-_contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
-
-
-def _context() -> zmq.Context[zmq.Socket[bytes]]:
-    """Return this process's context, kept for ever: collecting it would terminate it, and that may hang."""
-    pid = os.getpid()
-    if pid not in _contexts:
-        _contexts[pid] = zmq.Context()
-    return _contexts[pid]
 
 
 class Memory(Protocol):
@@ -157,29 +100,11 @@ class Link:
         self.session = session
         self._introduction: Encode | None = None
         self._introduced = False  # and not answered yet
-        self._send_bytes = send_bytes
-        self._in_flight: list[tuple[Loan, int]] = []
-        self._copied: deque[int] = deque([0] * (SEND_MESSAGES + 8))
-        self._copied_bytes = 0
         self._started = self._waiting_since = now
         self._patience = PATIENCE_SECONDS
         self._heard: float | None = None
-        self._sent_anything = False
         self.writable = False
-        self._socket = _context().socket(zmq.DEALER)
-        try:
-            for option, value in {**_OPTIONS, **(_TCP_OPTIONS if endpoint.startswith("tcp:") else {})}.items():
-                self._socket.setsockopt(option, value)
-            if keys is not None:
-                own = (keys.public, keys.secret) if keys.secret else zmq.curve_keypair()
-                self._socket.curve_publickey, self._socket.curve_secretkey = own
-                self._socket.curve_serverkey = keys.server
-            self._socket.connect(endpoint)
-        except zmq.ZMQError:
-            self._socket.close(0)
-            raise
-        # Not even the interpreter's end may collect it while half a message is on the wire: see close().
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._socket))
+        self._dealer = Dealer(endpoint, keys, send_bytes)
 
     # --- sending --------------------------------------------------------------------------------------------------
 
@@ -226,7 +151,7 @@ class Link:
                 large += size
             else:
                 copied += size
-        if not self._room_for(copied + large):
+        if not self._dealer.room_for(copied + large):
             self.dropped[f"{kind}:send_bytes"] += count
             return None
         loans = self._send(frames, copied, large)
@@ -257,7 +182,7 @@ class Link:
         """
         backlog = self.backlog
         first = backlog.next
-        if self.writable and backlog.unsent <= held and self._room_for(len(memory.data)):
+        if self.writable and backlog.unsent <= held and self._dealer.room_for(len(memory.data)):
             made: list[Bundled] = []
             numbers: dict[str, int] = {}
             ready: list[tuple[str, Make, int]] = []
@@ -301,7 +226,7 @@ class Link:
         backlog, sent, stencil = self.backlog, self.sent, form.stencil
         message, count = steps
         data = memory.data
-        if not (backlog.sent_all and self.writable and self._room_for(len(data))):
+        if not (backlog.sent_all and self.writable and self._dealer.room_for(len(data))):
             return None
         if not backlog.room_for(form.steps_bytes, count):
             return None
@@ -347,46 +272,10 @@ class Link:
         if not isinstance(error, KeyError):  # an array that was left out, and counted
             self.dropped[f"{kind}:{type(error).__name__}"] += count
 
-    def _room_for(self, size: int) -> bool:
-        """Return whether libzmq may be given so many bytes more."""
-        # Whether it let go of buffers costs to ask: only where it matters.
-        few = len(self._in_flight) < FEW_IN_FLIGHT
-        if few and self._copied_bytes + sum([nbytes for _, nbytes in self._in_flight]) + size <= self._send_bytes:
-            return True
-        return self._held_bytes() + size <= self._send_bytes
-
-    def _held_bytes(self) -> int:
-        """Return the most that libzmq can be holding: the last copied messages, and buffers it has not let go."""
-        if self._in_flight:
-            self._in_flight = [entry for entry in self._in_flight if entry[0]() is not None]
-        return self._copied_bytes + sum(size for _, size in self._in_flight)
-
     def _send(self, frames: list[Frame], copied: int, large: int) -> list[Loan] | None:
-        loans: list[Loan] = []
-        parts: list[Any] = frames
-        if large:
-            parts = []
-            for frame in frames:
-                size = len(frame) if type(frame) is bytes else memoryview(frame).nbytes
-                if size >= ZERO_COPY_BYTES:
-                    view = memoryview(frame)  # one that nobody else has
-                    loans.append(weakref.ref(view))
-                    self._in_flight.append((loans[-1], size))
-                    parts.append(zmq.Frame(view, copy=False))
-                    del view
-                else:
-                    parts.append(frame)
-        try:
-            send, socket = _send_frame, self._socket
-            for part in parts[:-1]:
-                send(socket, part, _DONTWAIT | _SNDMORE)
-            send(socket, parts[-1], _DONTWAIT)
-        except zmq.Again:
+        loans = self._dealer.send(frames, copied, large)
+        if loans is None:
             self.writable = False
-            return None
-        self._sent_anything = True
-        self._copied_bytes += copied - self._copied.popleft()
-        self._copied.append(copied)
         return loans
 
     def _send_backlog(self, now: float, at_most: int) -> None:
@@ -406,7 +295,7 @@ class Link:
         if len(frames) == 1:
             return self._send(frames, size, 0) is not None
         large = sum(nbytes for frame in frames[1:] if (nbytes := memoryview(frame).nbytes) >= ZERO_COPY_BYTES)
-        if size > ZERO_COPY_BYTES and self._held_bytes() + size > self._send_bytes and self._in_flight:
+        if size > ZERO_COPY_BYTES and self._dealer.crowded(size):
             return False  # goes out later: it stays in the backlog
         return self._send(frames, size - large, large) is not None
 
@@ -414,13 +303,12 @@ class Link:
 
     def turn(self, now: float, at_most: int = 16) -> None:
         """Take in what the daemon answered and go on with the backlog; call it at every step. Never waits."""
-        events = int(self._socket.getsockopt(zmq.EVENTS))
+        answered, self.writable = self._dealer.look()
         for _ in range(MOST_ANSWERS):
-            if not events & _POLLIN:
+            if not answered:
                 break
             self._receive(now)
-            events = int(self._socket.getsockopt(zmq.EVENTS))
-        self.writable = bool(events & _POLLOUT)
+            answered, self.writable = self._dealer.look()
         if not self.backlog.acknowledged and self.writable:
             if not self.backlog.sent_all:
                 self._send_backlog(now, at_most)
@@ -436,10 +324,11 @@ class Link:
         self._patience = min(2 * self._patience, LONGEST_PATIENCE_SECONDS)
 
     def _receive(self, now: float) -> None:
-        try:
-            message = decode(self._socket.recv_multipart(zmq.DONTWAIT))
-        except zmq.Again:
+        frames = self._dealer.receive()
+        if frames is None:
             return
+        try:
+            message = decode(frames)
         except WireError as error:
             self.dropped[f"answer:{error.reason}"] += 1
             return
@@ -491,7 +380,7 @@ class Link:
             hopeless = not self.daemon and not self.writable and now - self._started > CONNECT_SECONDS
             if now >= deadline or hopeless:
                 return False
-            self._socket.poll(max(1, min(20, round(1000 * (deadline - now)))), zmq.POLLIN)
+            self._dealer.wait(max(1, min(20, round(1000 * (deadline - now)))))
 
     def wait_for_room(self, size: int, clock: Callable[[], float], deadline: float) -> bool:
         """Wait until the backlog can hold a message of this size, or ``deadline``; return whether it can."""
@@ -502,16 +391,9 @@ class Link:
                 break
             if now >= deadline or not self.daemon:
                 return False
-            self._socket.poll(max(1, min(20, round(1000 * (deadline - now)))), zmq.POLLIN)
+            self._dealer.wait(max(1, min(20, round(1000 * (deadline - now)))))
         return True
 
     def close(self) -> None:
-        """Let go of the socket: closed when all was acknowledged or nothing was ever sent, else left to the process.
-
-        libzmq 4.3.5 aborts the process (session_base.cpp, clean_pipes) when the peer disconnects while a socket that
-        has half a message on the wire is being closed. A frozen daemon may be killed at any moment, so such a socket
-        stays open, and still delivers should the daemon wake up.
-        """
-        if self.backlog.acknowledged or not self._sent_anything:
-            self._socket.close(0)
-            ctypes.pythonapi.Py_DecRef(ctypes.py_object(self._socket))
+        """Let go of the socket, in a way that cannot end the process."""
+        self._dealer.close(self.backlog.acknowledged)

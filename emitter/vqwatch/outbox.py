@@ -11,8 +11,9 @@ from typing import Final
 
 from .batch import Batch, Regular, Unlike
 from .complaints import Complaints
+from .dealer import Loan
 from .entry import Entry
-from .link import Form, Link, Loan
+from .link import Form, Link
 from .schedule import Schedule
 from .telling import MAKING, Making, Teller, Telling, make_of
 from .wire import Frame, Origin

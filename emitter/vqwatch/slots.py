@@ -9,8 +9,8 @@ import torch
 
 from . import schedule
 from .capture import Item, Key
+from .dealer import Loan
 from .layout import BARE_BYTES, MOST_NUMBERS, MOST_SCALARS, START, Extra, Layout
-from .link import Loan
 from .wire import Frame, Tensor
 
 if TYPE_CHECKING:

@@ -255,7 +255,7 @@ def test_a_frozen_daemon_cannot_make_the_trainer_hold_more_than_the_budget(
     for _ in range(200):
         line.turn()
         accepted += line.link.best_effort("codes", codes(1 << 20)) is not None
-        held_at_most = max(held_at_most, line.link._held_bytes())
+        held_at_most = max(held_at_most, line.link._dealer.held_bytes())
     assert held_at_most <= 4 << 20
     assert 0 < accepted < 20
     assert sum(line.dropped.values()) == 200 - accepted
