@@ -36,11 +36,13 @@ from batch_checks import (
     leaves_out_what_was_written_to_late,
     refuses_codes_that_are_none,
     tells_a_sample_after_its_step,
+)
+from gpu_peer import CUDA, EVERYTHING, Peer, array, watched
+from number_checks import (
     tells_gradients_of_each_module_in_turn,
     tells_norms_of_layers_and_gradients,
     tells_the_rates_of_each_step,
 )
-from gpu_peer import CUDA, EVERYTHING, Peer, array, watched
 from random_checks import delivers_whatever_is_told
 from workload import SIZES, Training
 

@@ -83,13 +83,15 @@ def run(checks: list[str]) -> int:
         sys.path[:0] = [folder, str(ROOT / "tests" / "benchmarks")]
         import batch_checks
         import gpu_checks
+        import number_checks
         import random_checks
         import torch
         from workload import Size
 
         torch.set_num_threads(1)
         torch.cuda.synchronize = lambda *_: None
-        gpu_checks.CUDA = batch_checks.CUDA = random_checks.CUDA = torch.device("cpu")
+        for checks_of in (gpu_checks, batch_checks, number_checks, random_checks):
+            checks_of.CUDA = torch.device("cpu")
         gpu_checks.SIZES["launch-bound"] = Size("host", 1, 16, 2, 8, codes=256)
         assert Path(gpu_checks.vqwatch.__file__).is_relative_to(folder), gpu_checks.vqwatch.__file__
         for check in checks:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -384,73 +383,6 @@ def test_a_step_number_that_means_nothing_raises_nothing(attached: Attach, peer:
     assert sum(watch.dropped.values()) == 1
 
 
-def test_a_stop_request_reaches_the_loop(attached: Attach, peer: Peer) -> None:
-    watch = attached()
-    assert not watch.stop_requested
-    peer.stop("NanLoss")
-    for step in range(100):
-        watch.step(step, losses={"total": 1.0})
-        if watch.stop_requested:
-            break
-        time.sleep(0.005)
-    assert (watch.stop_requested, watch.stop_reason) == (True, "NanLoss")
-
-
-def test_closing_says_goodbye_and_how_much_was_sent(attached: Attach, peer: Peer) -> None:
-    loop = Loop()
-    with attached(loop.model, loop.optimizer) as watch:
-        for step in range(3):
-            watch.step(step, **loop.step())
-        settle(watch, peer)
-        watch.close(0.0)
-    peer.take(50)
-    (goodbye,) = peer.of("goodbye")
-    assert (goodbye.step, goodbye.reason, goodbye.sent["codes"]) == (2, "close", 3)
-    watch.step(4)
-    assert watch.flush() is False
-
-
-def test_an_error_in_the_block_is_the_reason_of_the_goodbye(peer: Peer) -> None:
-    def failing() -> None:
-        with vqwatch.attach(endpoint=peer.endpoint) as watch:
-            watch.flush(0.1)
-            peer.take(10)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        failing()
-    peer.take(100)
-    assert [message.reason for message in peer.of("goodbye")] == ["ZeroDivisionError"]
-
-
-def test_the_model_is_left_as_it_was_found(attached: Attach) -> None:
-    model = Model()
-    watch = attached(model)
-    assert any(module._forward_hooks for module in model.modules())
-    watch.close(0.0)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
-@pytest.mark.alone
-def test_closing_returns_at_once_where_no_daemon_is(endpoint: str) -> None:
-    watch = vqwatch.attach(endpoint=endpoint)
-    for step in range(20):
-        watch.step(step, losses={"total": 1.0})
-    started = time.monotonic()
-    watch.close(5.0)
-    assert time.monotonic() - started < 0.5
-    assert watch.dropped["codes:no_peer"] == 20
-
-
-@pytest.mark.alone
-def test_closing_waits_a_bounded_time_for_a_frozen_daemon(attached: Attach, peer: Peer) -> None:
-    watch = attached()
-    watch.step(0, losses={"total": 1.0})
-    started = time.monotonic()
-    watch.close(0.3)
-    assert 0.2 < time.monotonic() - started < 1.5
-
-
 @pytest.mark.parametrize(
     "options", [{"endpoint": ""}, {"endpoint": "tcp://10.1.2.3:99"}, {"rank": -4}, {"every": {"x": 1}}]
 )
@@ -485,77 +417,3 @@ def test_training_is_bit_identical_with_and_without(attached: Attach, peer: Peer
         weights[-1]["random"] = torch.get_rng_state()
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     assert peer.kinds()["codebooks"] > 10
-
-
-def test_an_evaluation_pass_arrives_sample_for_sample(attached: Attach, peer: Peer) -> None:
-    watch = attached(Model())
-    batches = [(torch.randn(size, 6, 8), torch.randn(size, 6, 8), torch.rand(size, 6) > 0.3) for size in (5, 2, 1)]
-    codes = [torch.randint(0, 16, (len(x), 6, 2)) for x, _, _ in batches]
-    with watch.evaluation(40) as ev:
-        for (original, reconstructed, mask), assigned in zip(batches, codes, strict=True):
-            ev.update(original=original, reconstructed=reconstructed, mask=mask, codes=assigned, scalars={"mine": 1.0})
-    settle(watch, peer)
-    parts = peer.of("evaluation")
-    assert [(part.phase, part.batch) for part in parts] == [
-        ("begin", 0), ("batch", 0), ("batch", 1), ("batch", 2), ("end", 3),
-    ]  # fmt: skip
-    for part, (original, reconstructed, mask), assigned in zip(parts[1:4], batches, codes, strict=True):
-        assert np.array_equal(array(part.original), original.numpy())
-        assert np.array_equal(array(part.reconstructed), reconstructed.numpy())
-        assert np.array_equal(array(part.mask), mask.numpy())
-        assert np.array_equal(array(part.codes), assigned.movedim(-1, 0).numpy())
-        assert (part.layers, part.scalars, part.step) == (("0", "1"), {"mine": 1.0}, 40)
-
-
-def test_a_large_validation_batch_is_sent_in_pieces(attached: Attach, peer: Peer) -> None:
-    watch = attached()
-    x = torch.randn(40, 64, 256)
-    with watch.evaluation(0) as ev:
-        ev.update(
-            original=x, reconstructed=2 * x, codes=torch.zeros(40, 64, 2, dtype=torch.long), scalars={"mine": 2.0}
-        )
-        settle(watch, peer)
-    settle(watch, peer)
-    pieces = [part for part in peer.of("evaluation") if part.phase == "batch"]
-    assert len(pieces) > 1
-    assert np.array_equal(np.concatenate([array(part.original) for part in pieces]), x.numpy())
-    assert sum(part.codes.shape[1] for part in pieces) == 40
-    assert [part.scalars for part in pieces] == [{"mine": 2.0}] + [{}] * (len(pieces) - 1)
-
-
-def test_a_pass_that_fails_is_abandoned(attached: Attach, peer: Peer) -> None:
-    watch = attached()
-    with pytest.raises(KeyError), watch.evaluation(0):
-        raise KeyError
-    settle(watch, peer)
-    assert [part.phase for part in peer.of("evaluation")] == ["begin", "abandon"]
-
-
-@pytest.mark.alone
-def test_an_evaluation_waits_no_longer_than_it_may_and_pushes_out_no_steps(attached: Attach, peer: Peer) -> None:
-    watch = attached(backlog_bytes=6 << 20)
-    watch.step(0, losses={"total": 1.0})
-    x = torch.randn(8, 128, 1024)
-    started = time.monotonic()
-    with watch.evaluation(1, wait=0.2) as ev:
-        for _ in range(3):
-            ev.update(original=x, reconstructed=x)
-    assert 0.1 < time.monotonic() - started < 3.0
-    assert watch.dropped["evaluation:backlog"] > 0
-    settle(watch, peer)
-    assert [message.step for message in peer.of("step")] == [0]
-
-
-def test_the_batch_that_does_not_fit_is_counted_and_the_pass_goes_on(attached: Attach, peer: Peer) -> None:
-    watch = attached()
-    with watch.evaluation(1) as ev:
-        ev.update(
-            original=torch.randn(2, 3, 4),
-            reconstructed=torch.randn(2, 3, 5),
-            codes=torch.zeros(2, 3, 2, dtype=torch.long),
-        )
-        ev.update(original=torch.randn(2, 3, 4), reconstructed=torch.randn(2, 3, 4), codes=torch.zeros(2, 3, 2))
-    settle(watch, peer)
-    batches = [part for part in peer.of("evaluation") if part.phase == "batch"]
-    assert [(part.original is None, part.codes is None) for part in batches] == [(True, False), (False, True)]
-    assert watch.dropped == {"evaluation:shape": 1, "evaluation:dtype": 1}
